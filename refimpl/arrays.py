@@ -1,0 +1,112 @@
+"""The one array module: which library an array belongs to, host and device, random streams, worker threads.
+
+The only file that names CuPy. CuPy is never imported here: an array that came from it has imported it already.
+"""
+
+import math
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from refimpl.errors import InputError
+
+Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: there is no common type that both declare
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def is_device(array: Array) -> bool:
+    """Whether the array is CuPy's and so lives on a GPU."""
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def array_module(arrays: Mapping[str, Array]) -> ModuleType:
+    """The library, numpy or cupy, that all of the named arrays belong to; None values are passed over.
+
+    Raises InputError, naming one argument of each kind, if host and device arrays are mixed.
+    """
+    first: dict[bool, str] = {}
+    for name, array in arrays.items():
+        if array is not None:
+            first.setdefault(is_device(array), name)
+    if len(first) == 2:
+        raise InputError(f"expected all arrays on one device, got {first[True]} on the GPU and {first[False]} on the host")
+    return module_of_device() if True in first else np
+
+
+def module_of(array: Array) -> ModuleType:
+    """The library, numpy or cupy, that one array belongs to."""
+    return module_of_device() if is_device(array) else np
+
+
+def module_of_device() -> ModuleType:
+    """CuPy, which whoever holds one of its arrays has imported."""
+    return sys.modules["cupy"]
+
+
+def to_host(array: Array) -> Array:
+    """A NumPy array with the same values; the array itself if it is one already. Waits for the device."""
+    return array.get() if is_device(array) else array
+
+
+def to_library_of(reference: Array, array: Array) -> Array:
+    """`array` moved to where `reference` lives; the array itself if it is there already."""
+    return module_of(reference).asarray(to_host(array)) if is_device(reference) != is_device(array) else array
+
+
+def real_dtype(dtype: Any) -> np.dtype[Any]:
+    """float64 for complex128, and so on; a real dtype is its own."""
+    return np.empty(0, dtype).real.dtype
+
+
+def square_root(number: int, dtype: Any) -> Any:
+    """√number as a scalar rounded once to the real dtype of `dtype`: a Python float would spoil longdouble."""
+    return np.sqrt(np.asarray(number, real_dtype(dtype)))[()]
+
+
+def largest_exponent(dtype: Any) -> float:
+    """The largest x, less one, for which exp(x) is finite in this dtype."""
+    return math.floor(float(np.log(np.finfo(real_dtype(dtype)).max))) - 1.0
+
+
+def diagonals(product: Array, size: int) -> Array:
+    """View (..., T, size) of (..., T, size + T - 1): row t, element x is column t + size - 1 - x (nearest first)."""
+    xp = module_of(product)
+    *outer, row, step = product.strides
+    shape = (*product.shape[:-1], size)
+    return xp.lib.stride_tricks.as_strided(product, shape, (*outer, row + step, step))[..., ::-1]
+
+
+def random_stream(seed: int, purpose: str, *indices: int) -> np.random.Generator:
+    """Host random numbers that depend on seed, purpose and indices alone, not on what was drawn before."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *indices])))
+
+
+def quiet() -> AbstractContextManager[Any]:
+    """No floating-point warnings from NumPy, for callers that look for NaN and infinity themselves."""
+    return np.errstate(all="ignore")
+
+
+@lru_cache(maxsize=1)
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController  # 21 ms: only when threads are asked for
+
+    return ThreadpoolController()
+
+
+@lru_cache(maxsize=4)
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="refimpl")
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item] | Iterable[Item], workers: int) -> list[Result]:
+    """[function(item), ...] in order, `workers` at a time, the matrix products of each on a thread of its own."""
+    with _blas().limit(limits=1, user_api="blas"):
+        return list(_pool(workers).map(function, items))

@@ -1,0 +1,219 @@
+"""What a model is and how it is trained: frozen dataclasses that refuse, on construction, what cannot work."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
+
+from refimpl.errors import InputError
+
+VARIANTS = ("all-attention", "transformer")
+POSITIONS = ("relative", "none")
+NORMS = ("post", "pre")
+CLUSTER_ORDERS = ("ascending", "reversed")
+OPTIMIZERS = ("sgd", "adagrad", "adam")
+VOCABULARIES = ("byte", "character", "word")
+TIES = ("first", "reversed")
+UNKNOWNS = ("error", "<unk>")
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model's sizes and conventions, by the letters of the documentation. Raises InputError.
+
+    V vocabulary, D width, H heads (H divides D), L layers, S span (context positions a query may see), N memory
+    (persistent vectors, 0 = none), F feed_forward (0 = none). `variant` follows from N unless given. span_initial is ρ,
+    a share of S. `cutoffs` are the ends of all but the last cluster of adaptive input and softmax; () = plain.
+    `zero_past`: a text starts with S zero vectors as past (as published), not with none.
+    """
+
+    vocabulary: int
+    width: int
+    heads: int
+    layers: int
+    span: int
+    memory: int = 0
+    feed_forward: int = 0
+    variant: str = ""
+    positions: str = "relative"
+    share_positions: bool = True
+    attend_self: bool = False
+    adaptive_span: bool = True
+    span_initial: float = 0.0
+    span_ramp: int = 32
+    span_penalty: float = 0.0
+    normalizer_epsilon: float = 0.0
+    norm: str = "post"
+    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    cutoffs: tuple[int, ...] = ()
+    divisor: int = 4
+    tie_tables: bool = False
+    tie_projections: bool = False
+    cluster_order: str = "ascending"
+    zero_past: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cutoffs, Sequence):
+            object.__setattr__(self, "cutoffs", tuple(self.cutoffs))
+        _check_types(self, "model")
+        if not self.variant:
+            object.__setattr__(self, "variant", "all-attention" if self.memory else "transformer")
+        for name in ("vocabulary", "width", "heads", "layers", "span", "span_ramp", "divisor"):
+            _at_least(self, "model", name, 1)
+        for name in ("memory", "feed_forward", "span_penalty", "normalizer_epsilon"):
+            _at_least(self, "model", name, 0)
+        for name in ("dropout", "embedding_dropout"):
+            _share(self, "model", name, 1, open_above=True)
+        _share(self, "model", "span_initial", 1)
+        for name, choices in (("variant", VARIANTS), ("positions", POSITIONS), ("norm", NORMS),
+                              ("cluster_order", CLUSTER_ORDERS)):
+            _one_of(self, "model", name, choices)
+        if self.width % self.heads:
+            raise InputError(f"model.heads: expected a divisor of width {self.width}, got {self.heads}")
+        self._check_variant()
+        self._check_clusters()
+
+    def _check_variant(self) -> None:
+        if self.variant == "all-attention" and (self.memory < 1 or self.feed_forward):
+            raise InputError("model.variant all-attention: expected memory of 1 or more and feed_forward 0, got "
+                             f"memory {self.memory} and feed_forward {self.feed_forward}")
+        if self.variant == "transformer" and self.memory:
+            raise InputError(f"model.variant transformer: expected memory 0, got {self.memory}")
+
+    def _check_clusters(self) -> None:
+        if not self.cutoffs:
+            if self.tie_projections:
+                raise InputError("model.tie_projections: expected cutoffs with it, got none (plain input has no projection)")
+            return
+        ends = (1, *self.cutoffs, self.vocabulary)
+        if any(low > high for low, high in pairwise(ends)):
+            raise InputError(f"model.cutoffs: expected an ascending list between 1 and the vocabulary's size "
+                             f"{self.vocabulary}, got {list(self.cutoffs)}")
+        if self.width % self.divisor ** len(self.cutoffs):
+            raise InputError(f"model.divisor: expected width / divisor^i to be whole for all {len(ends) - 1} clusters, got "
+                             f"width {self.width} and divisor {self.divisor}")
+
+    @property
+    def head_width(self) -> int:
+        """E = D / H."""
+        return self.width // self.heads
+
+    @property
+    def clusters(self) -> tuple[tuple[int, int, int], ...]:
+        """(first word, end, width) of each cluster of the adaptive input and softmax; () if they are plain."""
+        if not self.cutoffs:
+            return ()
+        bounds = (0, *self.cutoffs, self.vocabulary)
+        return tuple((low, high, self.width // self.divisor**i) for i, (low, high) in enumerate(pairwise(bounds)))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. Raises InputError.
+
+    `clip`: largest gradient norm (0 = no clipping), of each tensor if clip_each, else of all together. The rate of update
+    u = 1, 2, … is learning_rate · min(1, u / warm_up), times last_factor during the last `last_updates` of `updates`.
+    `workers`: threads that share a batch's rows (0 = one for each core).
+    """
+
+    optimizer: str = "adam"
+    learning_rate: float = 2.5e-4
+    clip: float = 1.0
+    clip_each: bool = False
+    warm_up: int = 0
+    batch: int = 16
+    block: int = 64
+    updates: int = 1000
+    seed: int = 0
+    last_updates: int = 0
+    last_factor: float = 0.1
+    momentum: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    dtype: str = "float32"
+    workers: int = 1
+    log_every: int = 10
+    evaluate_every: int = 0
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.adam_betas, Sequence):
+            object.__setattr__(self, "adam_betas", tuple(self.adam_betas))
+        _check_types(self, "train")
+        for name in ("batch", "block", "updates", "log_every", "keep_checkpoints"):
+            _at_least(self, "train", name, 1)
+        for name in ("learning_rate", "clip", "warm_up", "seed", "last_updates", "last_factor", "workers",
+                     "evaluate_every", "checkpoint_every"):
+            _at_least(self, "train", name, 0)
+        _share(self, "train", "momentum", 1, open_above=True)
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise InputError(f"train.adam_betas: expected two numbers in [0, 1), got {list(self.adam_betas)}")
+        _one_of(self, "train", "optimizer", OPTIMIZERS)
+        _one_of(self, "train", "dtype", DTYPES)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it becomes tokens. Raises InputError.
+
+    `path`: a file, a folder with train, valid and test files, or "sample" for the built-in text. Words: `ties` orders words
+    of equal frequency by first appearance or its reverse; words seen fewer than minimum_count times in the training split
+    become `<unk>`; `unknown` says what an unseen word of the other splits is.
+    """
+
+    path: str = "sample"
+    vocabulary: str = "byte"
+    ties: str = "first"
+    minimum_count: int = 1
+    unknown: str = "error"
+
+    def __post_init__(self) -> None:
+        _check_types(self, "data")
+        _one_of(self, "data", "vocabulary", VOCABULARIES)
+        _one_of(self, "data", "ties", TIES)
+        _one_of(self, "data", "unknown", UNKNOWNS)
+        _at_least(self, "data", "minimum_count", 1)
+
+
+def _check_types(config: Any, table: str) -> None:
+    """Refuses a value of another type than its field declares; whole numbers pass as floats, NumPy's as Python's own."""
+    for field in fields(config):
+        value, kind = getattr(config, field.name), field.type
+        if kind is bool or kind is str:
+            right = isinstance(value, kind)
+        elif kind is int or kind is float:
+            right = _is_number(value, kind)
+            if right:
+                object.__setattr__(config, field.name, kind(value))
+        else:
+            item = int if field.name == "cutoffs" else float
+            right = isinstance(value, tuple) and all(_is_number(number, item) for number in value)
+        if not right:
+            wanted = kind.__name__ if kind in (bool, str, int, float) else "a list of numbers"
+            raise InputError(f"{table}.{field.name}: expected {wanted}, got {value!r}")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, Integral) if kind is int else isinstance(value, Real) and math.isfinite(value)
+
+
+def _at_least(config: Any, table: str, name: str, least: int) -> None:
+    if getattr(config, name) < least:
+        raise InputError(f"{table}.{name}: expected {least} or more, got {getattr(config, name)}")
+
+
+def _share(config: Any, table: str, name: str, most: int, open_above: bool = False) -> None:
+    value = getattr(config, name)
+    if not 0 <= value <= most or (open_above and value == most):
+        raise InputError(f"{table}.{name}: expected a number in [0, {most}{')' if open_above else ']'}, got {value}")
+
+
+def _one_of(config: Any, table: str, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(config, name) not in choices:
+        raise InputError(f"{table}.{name}: expected one of {', '.join(choices)}, got {getattr(config, name)!r}")

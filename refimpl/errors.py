@@ -1,0 +1,9 @@
+"""The errors that a caller is expected to meet: each message is one line that says what was expected and what came."""
+
+
+class InputError(ValueError):
+    """An argument, a file or a setting is not what it must be. The command line exits with 2."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is NaN or infinite; the message names the first such tensor. The command line exits with 1."""
