@@ -72,8 +72,8 @@ def square_root(number: int, dtype: Any) -> Any:
 
 
 def largest_exponent(dtype: Any) -> float:
-    """The largest x, less one, for which exp(x) is finite in this dtype."""
-    return math.floor(float(np.log(np.finfo(real_dtype(dtype)).max))) - 1.0
+    """x with exp(x) finite in this dtype and far enough below its largest number to be divided by a small weight."""
+    return math.floor(0.75 * float(np.log(np.finfo(real_dtype(dtype)).max)))
 
 
 def diagonals(product: Array, size: int) -> Array:

@@ -25,7 +25,7 @@ class ModelConfig:
     """The model's sizes and conventions, by the letters of the documentation. Raises InputError.
 
     V vocabulary, D width, H heads (H divides D), L layers, S span (context positions a query may see), N memory
-    (persistent vectors, 0 = none), F feed_forward (0 = none). `variant` follows from N unless given. span_initial is ρ,
+    (persistent vectors, 0 = none), F feed_forward (0 = none). All-attention with N = 0 is the baseline, `transformer`. span_initial is ρ,
     a share of S. `cutoffs` are the ends of all but the last cluster of adaptive input and softmax; () = plain.
     `zero_past`: a text starts with S zero vectors as past (as published), not with none.
     """
@@ -37,7 +37,7 @@ class ModelConfig:
     span: int
     memory: int = 0
     feed_forward: int = 0
-    variant: str = ""
+    variant: str = "all-attention"
     positions: str = "relative"
     share_positions: bool = True
     attend_self: bool = False
@@ -60,8 +60,8 @@ class ModelConfig:
         if isinstance(self.cutoffs, Sequence):
             object.__setattr__(self, "cutoffs", tuple(self.cutoffs))
         _check_types(self, "model")
-        if not self.variant:
-            object.__setattr__(self, "variant", "all-attention" if self.memory else "transformer")
+        if self.variant == "all-attention" and not self.memory:
+            object.__setattr__(self, "variant", "transformer")
         for name in ("vocabulary", "width", "heads", "layers", "span", "span_ramp", "divisor"):
             _at_least(self, "model", name, 1)
         for name in ("memory", "feed_forward", "span_penalty", "normalizer_epsilon"):
@@ -78,9 +78,9 @@ class ModelConfig:
         self._check_clusters()
 
     def _check_variant(self) -> None:
-        if self.variant == "all-attention" and (self.memory < 1 or self.feed_forward):
-            raise InputError("model.variant all-attention: expected memory of 1 or more and feed_forward 0, got "
-                             f"memory {self.memory} and feed_forward {self.feed_forward}")
+        if self.variant == "all-attention" and self.feed_forward:
+            raise InputError("model.feed_forward: expected 0 beside persistent memory, which stands in its place, got "
+                             f"{self.feed_forward} with memory {self.memory}")
         if self.variant == "transformer" and self.memory:
             raise InputError(f"model.variant transformer: expected memory 0, got {self.memory}")
 

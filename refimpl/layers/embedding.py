@@ -1,0 +1,25 @@
+"""Embedding: a table's rows by token."""
+
+from typing import NamedTuple
+
+from refimpl.arrays import Array, module_of
+
+
+class Saved(NamedTuple):
+    """What backward needs."""
+
+    tokens: Array
+    table: Array
+
+
+def forward(table: Array, tokens: Array) -> tuple[Array, Saved]:
+    """x = table[token];  table (V, D), tokens (…) -> x (…, D)."""
+    return table[tokens], Saved(tokens, table)
+
+
+def backward(dx: Array, saved: Saved) -> Array:
+    """d_table[v] = Σ dx over the places where v stands."""
+    xp = module_of(dx)
+    d_table = xp.zeros_like(saved.table)
+    xp.add.at(d_table, saved.tokens, dx)
+    return d_table
