@@ -4,6 +4,7 @@ The only file that names CuPy. CuPy is never imported here: an array that came f
 """
 
 import math
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -104,6 +105,11 @@ def _blas() -> Any:
 @lru_cache(maxsize=4)
 def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="refimpl")
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item] | Iterable[Item], workers: int) -> list[Result]:

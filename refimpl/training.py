@@ -1,0 +1,125 @@
+"""One update, and the loop around it."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+from refimpl import model, optimizers
+from refimpl.arrays import Array, available_cores, map_in_threads, module_of, quiet, to_library_of
+from refimpl.config import ModelConfig, TrainConfig
+from refimpl.errors import NonFiniteError
+from refimpl.inputs import draw_masks
+from refimpl.parameters import Parameters
+
+
+class Segment(Protocol):
+    """What the loop needs of a batch: tokens and targets (B, T), and whether the past is emptied before it."""
+
+    tokens: Array
+    targets: Array
+    restart: bool
+
+
+class Result(NamedTuple):
+    """One update's mean loss and span penalty before it, the past for the next segment, gradient norm and rate."""
+
+    loss: Array
+    span_penalty: Array
+    past: Array
+    gradient_norm: Array
+    learning_rate: float
+
+
+class _Share(NamedTuple):
+    """What one worker computed for its rows of the batch."""
+
+    out: model.Output
+    gradients: Parameters
+    rows: slice
+
+
+def update(
+    p: Parameters, state: optimizers.State, config: ModelConfig, train_config: TrainConfig, tokens: Array, targets: Array,
+    past: Array,
+) -> Result:
+    """Forward, backward and one optimiser step on tokens and targets (B, T); p and state change in place.
+
+    With several workers each takes some rows of the batch; gradients are added in the order of the rows, so results are
+    the same bits for the same number of workers. Raises NonFiniteError, before p or state change, if the loss or a
+    gradient is not finite; the message names the first such tensor.
+    """
+    number = state.updates + 1
+    shares = _split(len(tokens), train_config.workers)
+
+    def compute(rows: slice) -> _Share:
+        like = p.vector
+        masks = draw_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, like, rows.start)
+        with quiet():
+            out = model.forward(p, config, tokens[rows], targets[rows], past[:, rows], masks)
+            return _Share(out, model.backward(out.saved), rows)
+
+    results = [compute(shares[0])] if len(shares) == 1 else map_in_threads(compute, shares, len(shares))
+    with quiet():
+        loss, g = _combine(results, len(tokens))
+        norm = optimizers.gradient_norm(g)
+        # the one number that every update reads back: a step from a gradient that is not finite can't be undone
+        if not module_of(norm).isfinite(loss + norm):
+            raise NonFiniteError(f"update {number}: loss {float(loss)}, gradient norm {float(norm)}; first tensor that is "
+                                 f"not finite: {_first_nonfinite(p, g, results)}")
+        optimizers.update(p, g, state, train_config)
+    pasts = [share.out.past for share in results]
+    new_past = pasts[0] if len(pasts) == 1 else module_of(loss).concatenate(pasts, axis=1)
+    rate = optimizers.learning_rate(train_config, number)
+    return Result(loss, results[0].out.span_penalty, new_past, norm, rate)
+
+
+def run(
+    p: Parameters, state: optimizers.State, config: ModelConfig, train_config: TrainConfig, segments: Iterator[Segment],
+    past: Array,
+) -> Iterator[Result]:
+    """Updates until state.updates is train_config.updates, one segment each; yields every update's result.
+
+    A segment has .tokens and .targets (B, T) and .restart: whether the past is emptied before it. `past` goes with the first
+    segment. After a yield, p, state and the result's past are what a checkpoint needs to go on from there.
+    """
+    while state.updates < train_config.updates:
+        segment = next(segments)
+        if segment.restart:
+            past = model.initial_past(config, len(segment.tokens), p.vector)
+        tokens, targets = (to_library_of(p.vector, array) for array in (segment.tokens, segment.targets))
+        result = update(p, state, config, train_config, tokens, targets, past)
+        past = result.past
+        yield result
+
+
+def _split(rows: int, workers: int) -> list[slice]:
+    """Nearly equal slices of the batch, one for each worker; 0 workers = one for each core."""
+    count = min(rows, workers or available_cores())
+    bounds = [rows * i // count for i in range(count + 1)]
+    return [slice(low, high) for low, high in pairwise(bounds)]
+
+
+def _combine(results: list[_Share], batch: int) -> tuple[Array, Parameters]:
+    """The batch's mean loss and gradients: each worker's, weighted by its share of the rows, added in their order."""
+    if len(results) == 1:
+        return results[0].out.loss, results[0].gradients
+    weights = [(share.rows.stop - share.rows.start) / batch for share in results]
+    loss, g = results[0].out.loss * weights[0], results[0].gradients
+    g.vector *= weights[0]
+    for share, weight in zip(results[1:], weights[1:], strict=True):
+        loss = loss + share.out.loss * weight
+        share.gradients.vector *= weight
+        g.vector += share.gradients.vector
+    return loss, g
+
+
+def _first_nonfinite(p: Parameters, g: Parameters, results: list[_Share]) -> str:
+    """The first tensor, in the order of computation, that is not finite: parameter, hidden state, gradient."""
+    xp = module_of(p.vector)
+    named = [(f"parameter {name}", p[name]) for name in p]
+    for layer in range(p.config.layers + 1):
+        name = f"input of layers.{layer}" if layer < p.config.layers else "last hidden state"
+        named += [(name, share.out.saved.hidden[layer]) for share in results]
+    named += [("token loss", share.out.token_loss) for share in results]
+    named += [(f"gradient of {name}", g[name]) for name in reversed(list(g))]
+    return next((name for name, tensor in named if not xp.isfinite(tensor).all()), "gradient norm")
