@@ -1,1 +1,291 @@
-"""The `refimpl` command."""
+"""The `refimpl` command: parse, call, print. No computation."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refimpl import __version__
+from refimpl.errors import InputError, NonFiniteError
+
+PROBLEM, USAGE, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
+"""Exit codes: the loss is not finite; bad usage or input; a bug of ours; stopped by a signal, a checkpoint written."""
+
+
+class Ended(Exception):
+    """Carries the exit code of a command that ends other than by reaching its end."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command and exits with its code: expected errors are one line, a traceback comes only with --debug."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        code = commands.main([word for word in given if word != "--debug"], prog_name="refimpl", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except Ended as end:
+        sys.exit(end.code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _fail("interrupted", INTERRUPTED)
+    except NonFiniteError as error:
+        _fail(str(error), PROBLEM)
+    except click.ClickException as error:
+        hint = " (--help shows an example)" if isinstance(error, click.UsageError) else ""
+        _fail(error.format_message() + hint, USAGE)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what reads our output has had enough
+        sys.exit(0)
+    except (InputError, OSError, MemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        _fail(str(error) or "not enough memory", USAGE)
+    except Exception as error:  # a crash must read neither as a mismatch nor as bad input
+        if debug:
+            traceback.print_exc()
+        _fail(f"a bug in refimpl, {type(error).__name__}: {error} (--debug shows where)", BUG)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"refimpl: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def commands(debug: bool) -> None:
+    """All-attention transformers with adaptive spans, in NumPy, forward and backward by hand.
+
+    \b
+    refimpl train --out runs/sample                train on the built-in sample
+    refimpl train --data my.txt --out runs/mine    train on your own file
+    refimpl eval runs/mine                         bits per byte of the validation split
+    refimpl generate runs/mine --prompt "The "     text from the model
+    """
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+store_option = click.option("--store", type=click.Path(path_type=Path), default=None, envvar="REFIMPL_STORE",
+                            help="Where encoded texts are kept.  [default: the user's cache folder]")
+data_options = _options(
+    click.option("--data", "data_path", help="A text file, a folder with train, valid and test files, or `sample`."),
+    click.option("--vocabulary", type=click.Choice(["byte", "character", "word"]), help="What a token is."),
+    store_option,
+)
+
+
+def _store(given: Path | None) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return given or Path(base) / "refimpl"
+
+
+@commands.command()
+@click.option("--preset", help="Settings that come with refimpl; `refimpl info` lists them.  [default: laptop]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file of settings.")
+@data_options
+@click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/PRESET]")
+@click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
+@click.option("--time-limit", type=click.FloatRange(0, min_open=True), help="Stop, with a checkpoint, after so many seconds.")
+@click.option("--dry-run", is_flag=True, help="Print parameters, memory and tokens per update; train nothing.")
+@as_json
+def train(
+    preset: str | None, config_file: Path | None, data_path: str | None, vocabulary: str | None, store: Path | None,
+    assignments: tuple[str, ...], out: Path | None, resume: bool, time_limit: float | None, dry_run: bool, as_json: bool,
+) -> None:
+    """Train a model; Ctrl-C stops with a checkpoint.
+
+    \b
+    refimpl train --preset laptop --data my.txt --out runs/mine --set model.layers=4
+    refimpl train --out runs/mine --resume
+    refimpl train --preset enwik8-all-attention --dry-run
+    """
+    from refimpl import jobs
+
+    request = jobs.Request(preset, config_file, data_path, vocabulary, assignments, out, _store(store))
+    if dry_run:
+        _show_dry_run(jobs.dry_run(request), as_json)
+        return
+    run, unit, evaluate = jobs.open_run(request, resume)
+    run.time_limit = time_limit
+    _train(run, unit, evaluate, as_json)
+def _train(run: Any, unit: str, evaluate: Callable[[], Any], as_json: bool) -> None:
+    """Trains until done or signalled, showing each record; prints where the result is."""
+    from refimpl import console, runs
+
+    received: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        if received:  # a second Ctrl-C does not wait for the update to end
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    result: dict[str, Any] = {"run": str(run.folder)}
+    try:
+        with console.ProgressLine(unit) as line:
+            for record in runs.train(run, evaluate, lambda: bool(received)):
+                result.update(record)
+                if "update" in record:
+                    line.show(record)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        console.note(f"stopped at update {run.saved.optimizer.updates}; wrote {result['checkpoint']}; --resume goes on from it")
+        raise Ended(INTERRUPTED if received[0] == signal.SIGINT else TERMINATED)
+    text = [("run", result["run"]), ("checkpoint", result["checkpoint"])]
+    if "valid_bits" in result:
+        text.insert(0, ("validation", f"{result['valid_bits']:.4f} bits per {unit}"))
+    console.show(result, "\n".join(f"{name:<12}{value}" for name, value in text), as_json)
+
+
+def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
+    from refimpl import console
+
+    rows = [(group.replace("_", " "), f"{count:,}") for group, count in result["parameters"]["by_group"].items()]
+    rows.append(("parameters", f"{result['parameters']['total']:,}"))
+    rows += [(f"memory, {purpose}", console.amount(size)) for purpose, size in result["memory"]["by_purpose"].items()]
+    rows.append(("memory", console.amount(result["memory"]["total"])))
+    rows.append(("tokens per update", f"{result['tokens_per_update']:,}"))
+    console.show(result, console.table(rows), as_json)
+
+
+@commands.command("eval")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", "data_path", help="Another text than the run's, encoded with its vocabulary's rules.")
+@store_option
+@click.option("--split", type=click.Choice(["train", "valid", "test"]), default="valid", show_default=True)
+@click.option("--block", type=click.IntRange(1), help="Tokens of a segment.  [default: as trained]")
+@click.option("--streams", type=click.IntRange(1), default=8, show_default=True, help="Rows that the text is cut into.")
+@click.option("--protocol", type=click.Choice(["every-token", "published"]), default="every-token", show_default=True,
+              help="Score every token once, or drop the tail and average block means as the published code does.")
+@click.option("--yardsticks", is_flag=True, help="Print the same text's score under count models of order 1, 2 and 4 too.")
+@as_json
+def evaluate(
+    run: Path, data_path: str | None, store: Path | None, split: str, block: int | None, streams: int, protocol: str,
+    yardsticks: bool, as_json: bool,
+) -> None:
+    """Score a split of the text with a run's newest checkpoint.
+
+    \b
+    refimpl eval runs/mine --split test --yardsticks
+    """
+    from refimpl import console, jobs
+
+    result = jobs.evaluate_run(run, data_path, _store(store), split, block, streams, protocol, yardsticks)
+    _tell_passed_over(result["passed_over"], result["checkpoint"])
+    unit = result["unit"]
+    rows = [(f"{result['source']}, {split}", f"{result['tokens']:,} {unit}s scored"),
+            (f"this model, update {result['updates']}", f"{result[f'bits_per_{unit}']:.4f} bits per {unit}")]
+    if unit == "character":
+        rows.append(("", f"{result['bits_per_byte']:.4f} bits per byte"))
+    if "perplexity" in result:
+        rows += [("perplexity, <eos> counted", f"{result['perplexity']:.3f}"),
+                 ("perplexity per word without <eos>", f"{result['perplexity_without_eos']:.3f}")]
+    rows += [(name, f"{bits:.4f} bits per {unit}") for name, bits in result.get("yardsticks", {}).items()]
+    console.show(result, console.table(rows), as_json)
+
+
+@commands.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--prompt", help="Text to go on from.  [default: the start of a line]")
+@click.option("--length", type=click.IntRange(0), default=400, show_default=True, help="Tokens to draw.")
+@click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-k", type=click.IntRange(0), default=0, help="Draw from the k likeliest tokens only.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@as_json
+def generate(
+    run: Path, prompt: str | None, length: int, temperature: float, top_k: int, seed: int, as_json: bool
+) -> None:
+    """Write text with a run's model.
+
+    \b
+    refimpl generate runs/mine --prompt "The " --length 1000 --temperature 0.7
+    """
+    from refimpl import console, jobs
+
+    passage = jobs.generate(run, prompt, length, temperature, top_k, seed)
+    _tell_passed_over(passage.saved.passed_over, str(passage.saved.path))
+    if as_json:
+        text = "".join(passage.pieces)
+        click.echo(json.dumps({"checkpoint": str(passage.saved.path), "prompt": passage.prompt, "text": text}, indent=1))
+        return
+    click.echo(passage.prompt, nl=False)
+    for piece in passage.pieces:
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+@commands.group()
+def data() -> None:
+    """Texts: what they hold and how they are read."""
+
+
+@data.command("info")
+@click.argument("path", default="sample")
+@click.option("--vocabulary", type=click.Choice(["byte", "character", "word"]), default="byte", show_default=True)
+@click.option("--set", "assignments", multiple=True, metavar="data.KEY=VALUE", help="Override one setting; repeatable.")
+@store_option
+@as_json
+def data_info(path: str, vocabulary: str, assignments: tuple[str, ...], store: Path | None, as_json: bool) -> None:
+    """Tokens, vocabulary and hash of a text: a file, a folder with train, valid and test files, or `sample`.
+
+    \b
+    refimpl data info my.txt --vocabulary word --set 'data.unknown=<unk>'
+    """
+    from refimpl import console, jobs
+
+    result = jobs.describe_text(path, vocabulary, assignments, _store(store))
+    rows = [("split", "bytes", "tokens", *(["<unk>"] if "unknown_share" in result else []))]
+    for split in ("train", "valid", "test"):
+        share = [f"{result['unknown_share'][split]:.2%}"] if "unknown_share" in result else []
+        rows.append((split, f"{result['bytes'][split]:,}", f"{result['tokens'][split]:,}", *share))
+    words = f"{result['vocabulary']['kind']} vocabulary of {result['vocabulary']['size']:,}"
+    heading = f"{result['source']}: {words}\nSHA-256 {result['sha256']}\n"
+    console.show(result, heading + console.table(rows), as_json)
+
+
+@commands.command()
+@as_json
+def info(as_json: bool) -> None:
+    """Versions, presets, and what this machine offers.
+
+    \b
+    refimpl info --json
+    """
+    from refimpl import console, jobs
+
+    result = jobs.describe_installation()
+    console.show(result, "\n".join(f"{name:<10}{value if isinstance(value, str) else ', '.join(value)}"
+                                   for name, value in result.items()), as_json)
+
+
+def _tell_passed_over(reasons: list[str], used: str) -> None:
+    from refimpl import console
+
+    for reason in reasons:
+        console.note(f"refimpl: passed over a damaged checkpoint: {reason}; using {used}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What a configuration will take, told before anything is allocated: parameters, bytes by purpose, tokens per update."""
+
+from typing import Any
+
+import numpy as np
+
+from refimpl import parameters
+from refimpl.arrays import available_cores
+from refimpl.config import ModelConfig, TrainConfig
+from refimpl.optimizers import ACCUMULATORS
+
+
+def describe(config: ModelConfig, train_config: TrainConfig) -> dict[str, Any]:
+    """parameters.total and .by_group, memory in bytes by purpose, tokens_per_update."""
+    groups, memory = parameters.count(config), bytes_by_purpose(config, train_config)
+    return {
+        "parameters": {"total": sum(groups.values()), "by_group": groups},
+        "memory": {"total": sum(memory.values()), "by_purpose": memory},
+        "tokens_per_update": train_config.batch * train_config.block,
+    }
+
+
+def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig) -> dict[str, int]:
+    """Bytes at the peak of an update, at the full past.
+
+    saved: what forward keeps for backward; scratch: the optimiser's two vectors and the temporary arrays of the largest
+    step, once for each worker that runs at the same time.
+    """
+    item = np.dtype(train_config.dtype).itemsize
+    vector = parameters.total(config) * item
+    workers = min(train_config.batch, train_config.workers or available_cores())
+    past = config.layers * train_config.batch * config.span * config.width * item
+    accumulators = len(ACCUMULATORS[train_config.optimizer])
+    if train_config.optimizer == "sgd" and not train_config.momentum:
+        accumulators = 0
+    rows, slots = train_config.batch * train_config.block, config.span + config.memory
+    weights = rows * config.heads * slots * item
+    return {
+        "parameters": vector,
+        "gradients": vector * workers,
+        "optimizer": vector * accumulators,
+        "past": 2 * past,
+        "saved": config.layers * _saved_by_layer(config, train_config) * item + _saved_by_output(config, rows) * item,
+        "scratch": 2 * vector + max(4 * weights, 2 * _saved_by_output(config, rows) * item),
+    }
+
+
+def _saved_by_layer(config: ModelConfig, train_config: TrainConfig) -> int:
+    """Elements that one layer's forward keeps, the arrays of layers/ one by one."""
+    batch, block, width, heads = train_config.batch, train_config.block, config.width, config.heads
+    rows, context, slots = batch * block, batch * (block + config.span), config.span + config.memory
+    window = batch * (config.span + block - 1)
+    by_position = (3 * context + 2 * window + 6 * rows) * width  # context, keys, values; windows; queries … norm
+    by_slot = rows * heads * (4 * slots + config.span + block)  # logits, share, attention; the spread product
+    constant = 2 * heads * block * slots  # w and w + ε
+    masks = rows * heads * slots // 4 if config.dropout else 0
+    inner = rows * (3 * config.feed_forward + 3 * width) if config.feed_forward else 0
+    return by_position + by_slot - rows * heads * slots + constant + masks + inner
+
+
+def _saved_by_output(config: ModelConfig, rows: int) -> int:
+    """Elements of the output's log-probabilities; with clusters, of the head's and, at worst, of the widest tail's."""
+    if not config.cutoffs:
+        return rows * config.vocabulary
+    sizes = [end - first for first, end, _ in config.clusters]
+    return rows * (sizes[0] + len(sizes) - 1 + max(sizes[1:]))

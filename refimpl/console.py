@@ -1,0 +1,93 @@
+"""How progress and results look on a terminal: one line that renews itself, or plain lines when piped; tables."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import click
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:
+    """A result on stdout: the text, or the result itself as JSON."""
+    click.echo(json.dumps(result, indent=1) if as_json else text)
+
+
+def note(text: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    click.echo(text, err=True)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows in columns: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=False))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def amount(count: float) -> str:
+    """Bytes with a unit: 1500 -> 1.5 kB."""
+    for unit in UNITS[:-1]:
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} {UNITS[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def progress_text(record: Mapping[str, Any], unit: str) -> str:
+    """A training record as one line; unit: what a token is."""
+    if "valid_bits" in record:
+        return f"update {record['update']:>6}  validation {record['valid_bits']:.3f} bits per {unit}"
+    parts = [f"update {record['update']:>6}/{record['updates']}", f"loss {record['loss']:.4f}",
+             f"{record['bits']:.3f} bits per {unit}", f"{record['tokens_per_second']:,.0f} tokens/s",
+             f"rate {record['learning_rate']:.2g}"]
+    if "span_mean" in record:
+        parts.append(f"span {record['span_mean']:.1f} mean, {record['span_max']:.1f} largest")
+    return "  ".join([*parts, f"{duration(record['seconds_left'])} left"])
+
+
+class ProgressLine:
+    """Shows training records on stderr: one line that renews itself on a terminal, a line each otherwise."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit, self._live = unit, None
+
+    def __enter__(self) -> "ProgressLine":
+        if sys.stderr.isatty():
+            from rich.console import Console  # 125 ms: only where it shows
+            from rich.live import Live
+
+            self._live: Any = Live(console=Console(stderr=True, highlight=False), auto_refresh=False, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+
+    def show(self, record: Mapping[str, Any]) -> None:
+        """The next record; validation results stay on the terminal."""
+        line = progress_text(record, self._unit)
+        if self._live is None:
+            note(line)
+        elif "valid_bits" in record:
+            self._live.console.print(line, soft_wrap=True)
+        else:
+            from rich.text import Text
+
+            self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)

@@ -1,0 +1,111 @@
+"""Text from a model, one token after another. Keys and values of the past are kept, so one token costs one token."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.arrays import Array, module_of, quiet, random_stream, to_host, to_library_of
+from refimpl.config import ModelConfig
+from refimpl.errors import InputError, NonFiniteError
+from refimpl.inputs import check_tokens, initial_past
+from refimpl.layers import attention, layer_norm, linear, multi_head
+from refimpl.model import attention_options, attention_weights, embed, feed_forward_sublayer, score_words
+from refimpl.parameters import Parameters
+
+
+class ProjectedPast(NamedTuple):
+    """One layer's keys and values of the past, (B, ≤ S, H, E) each."""
+
+    keys: Array
+    values: Array
+
+
+def generate(
+    p: Parameters, config: ModelConfig, prompt: Array, count: int, temperature: float = 1.0, top_k: int = 0, seed: int = 0
+) -> Iterator[int]:
+    """`count` tokens that follow the prompt (1-D, at least one token), each drawn from softmax(log p / temperature).
+
+    top_k > 0 draws from the k likeliest only; temperature 0 takes the likeliest. The same seed gives the same tokens.
+    Raises InputError for settings that can't be, NonFiniteError if the model's probabilities are not finite.
+    """
+    if not temperature >= 0 or not np.isfinite(temperature):
+        raise InputError(f"temperature: expected a finite number of 0 or more, got {temperature}")
+    if top_k < 0 or count < 0:
+        raise InputError(f"top_k and count: expected 0 or more, got {top_k} and {count}")
+    if prompt.ndim != 1 or not len(prompt):
+        raise InputError(f"prompt: expected at least one token, got shape {prompt.shape}")
+    return _draws(p, config, prompt, count, temperature, top_k, seed)
+
+
+def _draws(
+    p: Parameters, config: ModelConfig, prompt: Array, count: int, temperature: float, top_k: int, seed: int
+) -> Iterator[int]:
+    pasts = project_past(p, config, initial_past(config, 1, p.vector))
+    tokens = to_library_of(p.vector, prompt)[None]
+    for start in range(0, tokens.shape[1], config.span):
+        log_p, pasts = step(p, config, tokens[:, start : start + config.span], pasts)
+    for number in range(count):
+        token = choose(to_host(log_p)[0], temperature, top_k, random_stream(seed, "generate", number))
+        yield token
+        if number + 1 < count:
+            log_p, pasts = step(p, config, module_of(p.vector).full((1, 1), token), pasts)
+
+
+def choose(log_p: Array, temperature: float, top_k: int, stream: np.random.Generator) -> int:
+    """One word drawn from softmax(log_p / temperature) over the top_k likeliest (0 = all); log_p (V)."""
+    if not np.isfinite(log_p.max()):
+        raise NonFiniteError("generation: expected finite log-probabilities from the model")
+    if temperature == 0:
+        return int(log_p.argmax())
+    scores = log_p.astype(np.float64)
+    if 0 < top_k < len(scores):
+        scores[np.argsort(-scores, kind="stable")[top_k:]] = -np.inf
+    # the maximum of log p / temperature + Gumbel noise is a draw from the softmax, without dividing by its sum
+    with quiet():
+        return int((scores / temperature - np.log(-np.log(stream.random(len(scores))))).argmax())
+
+
+def project_past(p: Mapping[str, Array], config: ModelConfig, past: Array) -> list[ProjectedPast]:
+    """Every layer's keys and values of a past of hidden states (L, B, P, D)."""
+    projected = []
+    for layer in range(config.layers):
+        context = _before_attention(p, config, layer, past[layer])
+        weights = attention_weights(p, config, layer)
+        projected.append(ProjectedPast(*(multi_head.project(context, weights[kind], config.heads)[0]
+                                         for kind in ("key", "value"))))
+    return projected
+
+
+def step(
+    p: Mapping[str, Array], config: ModelConfig, tokens: Array, pasts: list[ProjectedPast]
+) -> tuple[Array, list[ProjectedPast]]:
+    """log p of every word after the last token (B, V), and the pasts with these tokens (B, T) added.
+
+    The model's own forward, with keys and values of the past kept instead of made again.
+    """
+    check_tokens(config, "tokens", tokens)
+    h, new_pasts = embed(p, config, tokens)[0], []
+    for layer, past in enumerate(pasts):
+        context, weights = _before_attention(p, config, layer, h), attention_weights(p, config, layer)
+        queries, keys, values = (
+            multi_head.project(context, weights[kind], config.heads)[0] for kind in ("query", "key", "value")
+        )
+        keys, values = (module_of(h).concatenate(pair, axis=1) for pair in ((past.keys, keys), (past.values, values)))
+        arguments = multi_head.arguments(queries, keys, values, weights)
+        y, _ = attention.forward(arguments, attention_options(config))
+        new_pasts.append(ProjectedPast(keys[:, -config.span :], values[:, -config.span :]))
+        out, _ = linear.forward(y.reshape(*y.shape[:2], -1), weights["output"])
+        h = h + out if config.norm == "pre" else _norm(p, f"layers.{layer}.attention_norm", h + out)
+        if config.feed_forward:
+            h, *_ = feed_forward_sublayer(p, config, layer, h)
+    last = h[:, -1] if config.norm == "post" else _norm(p, "final_norm", h[:, -1])
+    return score_words(p, config, last), new_pasts
+
+
+def _before_attention(p: Mapping[str, Array], config: ModelConfig, layer: int, h: Array) -> Array:
+    return h if config.norm == "post" else _norm(p, f"layers.{layer}.attention_norm", h)
+
+
+def _norm(p: Mapping[str, Array], name: str, x: Array) -> Array:
+    return layer_norm.forward(x, p[f"{name}.gain"], p[f"{name}.bias"])[0]
