@@ -18,7 +18,7 @@ PROBLEM, USAGE, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
 """Exit codes: the loss is not finite; bad usage or input; a bug of ours; stopped by a signal, a checkpoint written."""
 
 
-class Ended(Exception):
+class EndedError(Exception):
     """Carries the exit code of a command that ends other than by reaching its end."""
 
     def __init__(self, code: int) -> None:
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = commands.main([word for word in given if word != "--debug"], prog_name="refimpl", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except Ended as end:
+    except EndedError as end:
         sys.exit(end.code)
     except (click.exceptions.Abort, KeyboardInterrupt):
         _fail("interrupted", INTERRUPTED)
@@ -105,7 +105,7 @@ def _store(given: Path | None) -> Path:
 @click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/PRESET]")
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
-@click.option("--time-limit", type=click.FloatRange(0, min_open=True), help="Stop, with a checkpoint, after so many seconds.")
+@click.option("--time-limit", type=click.FloatRange(0, min_open=True), help="Stop after so many seconds, with a checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print parameters, memory and tokens per update; train nothing.")
 @as_json
 def train(
@@ -151,8 +151,9 @@ def _train(run: Any, unit: str, evaluate: Callable[[], Any], as_json: bool) -> N
         for number, handler in before.items():
             signal.signal(number, handler)
     if received:
-        console.note(f"stopped at update {run.saved.optimizer.updates}; wrote {result['checkpoint']}; --resume goes on from it")
-        raise Ended(INTERRUPTED if received[0] == signal.SIGINT else TERMINATED)
+        number = run.saved.optimizer.updates
+        console.note(f"stopped at update {number}; wrote {result['checkpoint']}; --resume goes on from it")
+        raise EndedError(INTERRUPTED if received[0] == signal.SIGINT else TERMINATED)
     text = [("run", result["run"]), ("checkpoint", result["checkpoint"])]
     if "valid_bits" in result:
         text.insert(0, ("validation", f"{result['valid_bits']:.4f} bits per {unit}"))
@@ -222,7 +223,7 @@ def generate(
     \b
     refimpl generate runs/mine --prompt "The " --length 1000 --temperature 0.7
     """
-    from refimpl import console, jobs
+    from refimpl import jobs
 
     passage = jobs.generate(run, prompt, length, temperature, top_k, seed)
     _tell_passed_over(passage.saved.passed_over, str(passage.saved.path))

@@ -44,7 +44,7 @@ class Batches:
         return self
 
     def __next__(self) -> Segment:
-        length, restart = self._rows.shape[1], self._position == self._passes == 0
+        length, restart = self._rows.shape[1], self._position == 0
         if self._position + self._block + 1 > length:
             self._passes += 1
             highest = min(self._block, length - self._block)  # leaves room for a whole segment

@@ -48,32 +48,33 @@ class Corpus:
         return description
 
 
-def open_corpus(config: DataConfig, store: Path) -> Corpus:
+def open_corpus(config: DataConfig, store: Path, vocabulary: Vocabulary | None = None) -> Corpus:
     """The text that `config` names, encoded into a folder of `store` unless the same text is there already.
 
+    With a vocabulary, another text's or a trained model's, its tokens are that one's in place of the text's own.
     Later changes to the source's files do not reach the corpus. Nothing stays in the store when the text is refused.
     Raises InputError if the text cannot be found, read, cut into splits or encoded, or the store not be written.
     """
     source = find_source(config.path, config.vocabulary)
     sha256 = source.sha256()
-    folder = store / _key(source, sha256, config)
+    folder = store / _key(source, sha256, config, vocabulary)
     corpus = _read(folder, source)
     if corpus is None:
-        _encode(source, sha256, config, folder)
+        _encode(source, sha256, config, vocabulary, folder)
         corpus = _read(folder, source)
     if corpus is None:
         raise InputError(f"{folder}: expected the text that was just encoded, got a damaged folder")
     return corpus
 
 
-def _key(source: Source, sha256: str, config: DataConfig) -> str:
+def _key(source: Source, sha256: str, config: DataConfig, vocabulary: Vocabulary | None) -> str:
     """Sizes are part of it: the same bytes as one file and as three are cut differently."""
     conventions = [config.vocabulary, config.ties, config.minimum_count, config.unknown]
-    parts = [FORMAT, sha256, list(source.sizes.values()), conventions]
+    parts = [FORMAT, sha256, list(source.sizes.values()), conventions, vocabulary and vocabulary.to_json()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _encode(source: Source, sha256: str, config: DataConfig, folder: Path) -> None:
+def _encode(source: Source, sha256: str, config: DataConfig, vocabulary: Vocabulary | None, folder: Path) -> None:
     """Encodes beside the folder and renames at the end, so that no one ever sees half a corpus."""
     store = folder.parent
     try:
@@ -81,7 +82,7 @@ def _encode(source: Source, sha256: str, config: DataConfig, folder: Path) -> No
         with tempfile.TemporaryDirectory(dir=store, prefix="encoding-") as workplace:
             fresh = Path(workplace, "corpus")
             fresh.mkdir()
-            encode_source(source, sha256, config, fresh)
+            encode_source(source, sha256, config, vocabulary, fresh)
             if folder.exists() and _read(folder, source) is None:
                 folder.rename(Path(workplace, "damaged"))
             try:

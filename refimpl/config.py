@@ -25,8 +25,9 @@ class ModelConfig:
     """The model's sizes and conventions, by the letters of the documentation. Raises InputError.
 
     V vocabulary, D width, H heads (H divides D), L layers, S span (context positions a query may see), N memory
-    (persistent vectors, 0 = none), F feed_forward (0 = none). All-attention with N = 0 is the baseline, `transformer`. span_initial is ρ,
-    a share of S. `cutoffs` are the ends of all but the last cluster of adaptive input and softmax; () = plain.
+    (persistent vectors, 0 = none), F feed_forward (0 = none). All-attention with N = 0 is the baseline, `transformer`.
+    span_initial is ρ, a share of S. `cutoffs` are the ends of all but the last cluster of adaptive input and softmax;
+    () = plain.
     `zero_past`: a text starts with S zero vectors as past (as published), not with none.
     """
 

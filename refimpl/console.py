@@ -26,7 +26,8 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
     lines = []
     for row in rows:
-        cells = [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=False))]
+        columns = enumerate(zip(row, widths, strict=False))
+        cells = [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in columns]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -63,14 +64,15 @@ class ProgressLine:
     """Shows training records on stderr: one line that renews itself on a terminal, a line each otherwise."""
 
     def __init__(self, unit: str) -> None:
-        self._unit, self._live = unit, None
+        self._unit = unit
+        self._live: Any = None
 
     def __enter__(self) -> "ProgressLine":
         if sys.stderr.isatty():
             from rich.console import Console  # 125 ms: only where it shows
             from rich.live import Live
 
-            self._live: Any = Live(console=Console(stderr=True, highlight=False), auto_refresh=False, transient=True)
+            self._live = Live(console=Console(stderr=True, highlight=False), auto_refresh=False, transient=True)
             self._live.__enter__()
         return self
 

@@ -46,9 +46,9 @@ def evaluate(
     than the one before goes on with the first of them. Raises InputError if there is no block, NonFiniteError if the
     loss is not finite.
     """
-    total, means, tokens, line_ends = 0.0, 0.0, 0, 0
-    count, past = 0, initial_past(config, 0, p.vector)
-    for count, block in enumerate(blocks, start=1):
+    total, means, count, tokens, line_ends = 0.0, 0.0, 0, 0, 0
+    past = initial_past(config, 0, p.vector)
+    for block in blocks:
         rows = len(block.tokens)
         past = initial_past(config, rows, p.vector) if block.restart else past[:, :rows]
         inputs, targets = (to_library_of(p.vector, array) for array in (block.tokens, block.targets))
@@ -56,7 +56,7 @@ def evaluate(
             out = model.forward(p, config, inputs, targets, past)
         past, size = out.past, block.targets.size
         loss = _sum(out.token_loss)
-        total, means, tokens = total + loss, means + loss / size, tokens + size
+        total, means, count, tokens = total + loss, means + loss / size, count + 1, tokens + size
         line_ends += 0 if end_of_line is None else int((block.targets == end_of_line).sum())
     if not count:
         raise InputError("evaluation: expected at least one block of text, got none")

@@ -39,7 +39,7 @@ def draw_masks(
 
     "embedding" and "hidden" (B, T, D), "layers.l.attention" (B, H, T, S + N), "layers.l.feed_forward" (B, T, F).
     """
-    rates = {}
+    rates: dict[str, tuple[tuple[int, ...], float]] = {}
     if config.embedding_dropout:
         rates.update(dict.fromkeys(("embedding", "hidden"), ((block, config.width), config.embedding_dropout)))
     if config.dropout:

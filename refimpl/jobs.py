@@ -111,9 +111,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """The result of `eval`: losses of a split in every unit that applies, what they were measured on, and how."""
     saved = checkpoint.load(path)
-    corpus = open_corpus(run_data(path, data_path), store)
-    if corpus.vocabulary.to_json() != saved.vocabulary:
-        raise InputError(f"{corpus.source}: expected the vocabulary of the checkpoint's text, got another one")
+    corpus = open_corpus(run_data(path, data_path), store, _vocabulary(saved))
     block = block or saved.train_config.block
     result = score(saved.parameters, saved.config, corpus, split, block, streams, protocol)
     unit, size = unit_of(corpus.vocabulary), corpus.sizes[split]
@@ -142,20 +140,25 @@ class Passage(NamedTuple):
 def generate(path: Path, prompt: str | None, count: int, temperature: float, top_k: int, seed: int) -> Passage:
     """Text from a run's model. Without a prompt it begins after a line's end. Raises InputError for unknown symbols."""
     saved = checkpoint.load(path)
-    if saved.vocabulary is None:
-        raise InputError(f"{saved.path}: expected a checkpoint with a vocabulary, got one without")
-    vocabulary = Vocabulary.from_json(saved.vocabulary)
+    vocabulary = _vocabulary(saved)
     tokens = _prompt(vocabulary, prompt)
     drawn = generation.generate(saved.parameters, saved.config, tokens, count, temperature, top_k, seed)
     return Passage(prompt or "", _pieces(vocabulary, drawn), saved)
 
 
+def _vocabulary(saved: Checkpoint) -> Vocabulary:
+    if saved.vocabulary is None:
+        raise InputError(f"{saved.path}: expected a checkpoint with a vocabulary, got one without")
+    return Vocabulary.from_json(saved.vocabulary)
+
+
 def _prompt(vocabulary: Vocabulary, prompt: str | None) -> Array:
-    if prompt == "":
-        raise InputError("prompt: expected at least one character, got an empty one")
     if prompt is None and vocabulary.kind == "character" and "\n" not in vocabulary.symbols:
         prompt = vocabulary.symbols[0]
-    return vocabulary.encode(("\n" if prompt is None else prompt).encode("utf-8", "surrogateescape"))
+    tokens = vocabulary.encode(("\n" if prompt is None else prompt).encode("utf-8", "surrogateescape"))
+    if not len(tokens):
+        raise InputError(f"prompt: expected at least one {unit_of(vocabulary)}, got {prompt!r}")
+    return tokens
 
 
 def _pieces(vocabulary: Vocabulary, drawn: Iterator[int]) -> Iterator[str]:
@@ -226,7 +229,7 @@ def describe_installation() -> dict[str, Any]:
     from refimpl import __version__
     from refimpl.arrays import available_cores
 
-    blas = [f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads, {lib.get('architecture', 'unknown')} kernels"
+    blas = [f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads, {lib.get('architecture', 'unknown')}"
             for lib in threadpool_info() if lib["user_api"] == "blas"]
     return {
         "refimpl": __version__, "python": platform.python_version(), "numpy": np.__version__,

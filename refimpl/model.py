@@ -74,6 +74,7 @@ def forward(
     if targets.shape != tokens.shape:
         raise InputError(f"targets: expected the tokens' shape {tokens.shape}, got {targets.shape}")
     h, new_past, stacked = hidden_states(p, config, tokens, past, masks or {})
+    scored: Any
     if config.cutoffs:
         token_loss, scored = adaptive_softmax.forward(h, targets, softmax_weights(p, config), config.cluster_order)
     else:
@@ -178,12 +179,12 @@ def feed_forward_sublayer(
 ) -> tuple[Array, feed_forward.Saved, layer_norm.Saved]:
     """h ← norm(h + W₂ relu(W₁ h + b₁) + b₂); pre-norm: the norm before W₁ instead."""
     name = f"layers.{layer}.feed_forward"
-    weights = [p[f"{name}.{kind}"] for kind in ("weight1", "bias1", "weight2", "bias2")]
+    weights = feed_forward.Weights(*(p[f"{name}.{kind}"] for kind in feed_forward.Weights._fields))
     if config.norm == "pre":
         normalized, norm = _norm_forward(p, f"{name}_norm", h)
-        y, inner = feed_forward.forward(normalized, *weights, keep, config.dropout)
+        y, inner = feed_forward.forward(normalized, weights, keep, config.dropout)
         return h + y, inner, norm
-    y, inner = feed_forward.forward(h, *weights, keep, config.dropout)
+    y, inner = feed_forward.forward(h, weights, keep, config.dropout)
     h, norm = _norm_forward(p, f"{name}_norm", h + y)
     return h, inner, norm
 
@@ -268,10 +269,11 @@ def _feed_forward_backward(
 ) -> Array:
     if config.norm == "post":
         d_h = _norm_backward(g, f"{name}_norm", d_h, norm)
-    d = feed_forward.backward(d_h, inner)
-    for kind in ("weight1", "bias1", "weight2", "bias2"):
-        g[f"{name}.{kind}"] += getattr(d, kind)
-    d_inner = _norm_backward(g, f"{name}_norm", d.h, norm) if config.norm == "pre" else d.h
+    d_inner, gradients = feed_forward.backward(d_h, inner)
+    for kind, gradient in gradients._asdict().items():
+        g[f"{name}.{kind}"] += gradient
+    if config.norm == "pre":
+        d_inner = _norm_backward(g, f"{name}_norm", d_inner, norm)
     return d_h + d_inner
 
 

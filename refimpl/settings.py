@@ -24,8 +24,9 @@ def preset_names() -> list[str]:
 
 def preset(name: str) -> Tables:
     """A preset's tables. Raises InputError, with the nearest known name, for an unknown one."""
-    if name not in preset_names():
-        raise InputError(f"preset: expected one of {', '.join(preset_names())}, got {name!r}{_nearest(name, preset_names())}")
+    known = preset_names()
+    if name not in known:
+        raise InputError(f"preset: expected one of {', '.join(known)}, got {name!r}{_nearest(name, known)}")
     return read(PRESETS / f"{name}.toml")
 
 

@@ -15,9 +15,14 @@ from refimpl.parameters import Parameters
 class Segment(Protocol):
     """What the loop needs of a batch: tokens and targets (B, T), and whether the past is emptied before it."""
 
-    tokens: Array
-    targets: Array
-    restart: bool
+    @property
+    def tokens(self) -> Array: ...
+
+    @property
+    def targets(self) -> Array: ...
+
+    @property
+    def restart(self) -> bool: ...
 
 
 class Result(NamedTuple):

@@ -136,9 +136,9 @@ def test_one_file_is_not_taken_for_three_of_the_same_bytes(folder, tmp_path, sto
 
 def test_later_changes_of_the_source_do_not_reach_the_corpus(folder, store):
     corpus = open_corpus(DataConfig(str(folder)), store)
-    (folder / "train.txt").write_bytes(b"other text")
+    (folder / "train.txt").write_bytes(b"other text!!")  # as long as it was
     assert bytes(corpus.train) == SPLITS["train.txt"].encode()
-    assert bytes(open_corpus(DataConfig(str(folder)), store).train) == b"other text"
+    assert bytes(open_corpus(DataConfig(str(folder)), store).train) == b"other text!!"
 
 
 def damage_nothing_left(place):
@@ -193,12 +193,12 @@ def test_a_text_that_changes_while_it_is_read(folder, store, monkeypatch):
 def test_whoever_is_first_wins(folder, store, monkeypatch):
     original = corpus_module.encode_source
 
-    def slow(source, sha256, config, place):
+    def slow(source, sha256, config, vocabulary, place):
         monkeypatch.setattr(corpus_module, "encode_source", original)
         open_corpus(config, store)
         (winner,) = (entry for entry in store.iterdir() if not entry.name.startswith("encoding-"))
         (winner / "mark").touch()
-        original(source, sha256, config, place)
+        original(source, sha256, config, vocabulary, place)
 
     monkeypatch.setattr(corpus_module, "encode_source", slow)
     assert splits(open_corpus(DataConfig(str(folder)), store))[1] == list(b"a b\nc")
@@ -210,3 +210,17 @@ def test_a_store_that_is_a_file(folder, tmp_path):
     (tmp_path / "store").touch()
     with pytest.raises(InputError, match="store: expected a folder that can be written, got File exists"):
         open_corpus(DataConfig(str(folder)), tmp_path / "store")
+
+
+def test_a_given_vocabulary_takes_the_place_of_the_texts_own(tmp_path):
+    first, other = tmp_path / "first.txt", tmp_path / "other.txt"
+    first.write_text("abcd" * 30)
+    other.write_text("cad" * 30)
+    config = DataConfig(str(other), "character")
+    known = open_corpus(DataConfig(str(first), "character"), tmp_path / "store").vocabulary
+    own, given = open_corpus(config, tmp_path / "store"), open_corpus(config, tmp_path / "store", known)
+    assert (own.vocabulary.size, given.vocabulary.size) == (3, 4)
+    assert own.train[:3].tolist() == [1, 0, 2]
+    assert given.train[:3].tolist() == [2, 0, 3]
+    with pytest.raises(InputError, match="expected characters of the vocabulary of 3, got 'b'"):
+        open_corpus(DataConfig(str(first), "character"), tmp_path / "store", own.vocabulary)

@@ -89,6 +89,7 @@ def test_only_orders_that_fit():
 
 @pytest.mark.parametrize(("train", "valid", "size", "order", "message"), [
     ([0], [0], 4, 31, r"order: expected 0 or more, and 4\^\(order \+ 1\) within 62 bits, got 31"),
+    ([0], [0], 2, 62, "order: expected 0 or more"),
     ([0], [0], 4, -1, "order: expected 0 or more"),
     ([0], [0], 0, 1, "order: expected 0 or more"),
     ([4], [0], 4, 1, r"train: expected tokens in \[0, 4\), got 4 to 4"),

@@ -21,7 +21,8 @@ def forward(tokens: Array, tables: Sequence[Array], projections: Sequence[Array]
 
     tables[i] (V_i, D_i) hold consecutive words, projections[i] (D, D_i). Clusters may be empty.
     """
-    xp, width, dtype = module_of(tables[0]), projections[0].shape[0], tables[0].dtype
+    xp, width = module_of(tables[0]), projections[0].shape[0]
+    dtype = xp.result_type(*tables, *projections)
     flat, first = tokens.reshape(-1), 0
     x = xp.zeros((len(flat), width), dtype)
     saved = Saved([], [], [], (*tokens.shape, width))
@@ -31,8 +32,9 @@ def forward(tokens: Array, tables: Sequence[Array], projections: Sequence[Array]
         embedded, embedding_saved = embedding.forward(table, flat[rows] - first)
         projected, projection_saved = linear.forward(embedded, projection)
         x[rows] = projected * square_root(width, dtype)
-        for part, kept in zip(saved, (rows, embedding_saved, projection_saved), strict=False):
-            part.append(kept)
+        saved.rows.append(rows)
+        saved.embedded.append(embedding_saved)
+        saved.projected.append(projection_saved)
         first += len(table)
     return x.reshape(saved.shape), saved
 

@@ -56,10 +56,11 @@ def forward(hidden: Array, targets: Array, weights: Weights, order: str) -> tupl
         # which rows a cluster owns depends on the data: scoring every tail for every row would cost far more
         tails.append((xp.nonzero(inside)[0], first))
         first += len(tail)
-    loss, part = _score(rows, xp.arange(len(rows)), head_targets, weights.projections[0], table, bias)
-    parts = [part]
+    head_loss, part = _score(rows, xp.arange(len(rows)), head_targets, weights.projections[0], table, bias)
+    parts, loss = [part], head_loss.astype(xp.result_type(head_loss, *weights.tables, *weights.biases, *weights.projections))
     for i, (here, first) in enumerate(tails, start=1):
-        tail_loss, part = _score(rows, here, words[here] - first, weights.projections[i], weights.tables[i], weights.biases[i])
+        projection, table, bias = weights.projections[i], weights.tables[i], weights.biases[i]
+        tail_loss, part = _score(rows, here, words[here] - first, projection, table, bias)
         loss[here] += tail_loss
         parts.append(part)
     return loss.reshape(targets.shape), Saved(parts, weights, slots, hidden.shape)

@@ -59,7 +59,7 @@ def forward(arguments: Arguments, options: Options, keep: Array | None = None) -
     w = 0. keep (B, H, T, S + N) drops normalised weights. Raises InputError if shapes disagree or if the first query
     sees nothing.
     """
-    queries, keys, values, table, memory_keys, memory_values, rho = arguments
+    queries, keys, values, table, memory_keys, memory_values, _ = arguments
     xp = array_module(arguments._asdict())
     check(arguments, options)
     block, width = queries.shape[1], queries.shape[3]
@@ -90,7 +90,7 @@ def forward(arguments: Arguments, options: Options, keep: Array | None = None) -
 
 def backward(dy: Array, saved: Saved) -> Arguments:
     """The gradient of every argument: the equations above in reverse order; dy (B, T, H, E)."""
-    queries, _, _, table, memory_keys, memory_values, rho = saved.arguments
+    queries, _, _, _, memory_keys, memory_values, _ = saved.arguments
     size = saved.options.span
     root = square_root(queries.shape[3], queries.dtype)
     xp = array_module({"dy": dy, "queries": queries})

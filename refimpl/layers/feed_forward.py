@@ -15,10 +15,9 @@ class Saved(NamedTuple):
     second: linear.Saved
 
 
-class Gradients(NamedTuple):
-    """Gradients in the order of forward's arguments."""
+class Weights(NamedTuple):
+    """W₁ (F, D), b₁ (F), W₂ (D, F), b₂ (D); their gradients have the same form."""
 
-    h: Array
     weight1: Array
     bias1: Array
     weight2: Array
@@ -36,20 +35,18 @@ def relu_backward(dy: Array, positive: Array) -> Array:
     return dy * positive
 
 
-def forward(
-    h: Array, weight1: Array, bias1: Array, weight2: Array, bias2: Array, keep: Array | None = None, rate: float = 0.0
-) -> tuple[Array, Saved]:
-    """y = W₂ dropout(relu(W₁ h + b₁)) + b₂;  h (B, T, D), W₁ (F, D), W₂ (D, F), keep (B, T, F) or None."""
-    hidden, first = linear.forward(h, weight1, bias1)
+def forward(h: Array, weights: Weights, keep: Array | None = None, rate: float = 0.0) -> tuple[Array, Saved]:
+    """y = W₂ dropout(relu(W₁ h + b₁)) + b₂;  h (B, T, D), keep (B, T, F) or None."""
+    hidden, first = linear.forward(h, weights.weight1, weights.bias1)
     active, positive = relu_forward(hidden)
     kept, dropped = dropout.forward(active, keep, rate)
-    y, second = linear.forward(kept, weight2, bias2)
+    y, second = linear.forward(kept, weights.weight2, weights.bias2)
     return y, Saved(first, positive, dropped, second)
 
 
-def backward(dy: Array, saved: Saved) -> Gradients:
-    """The chain of the four backwards."""
+def backward(dy: Array, saved: Saved) -> tuple[Array, Weights]:
+    """The chain of the four backwards: d_h (B, T, D) and the gradients of the weights."""
     d_kept, d_weight2, d_bias2 = linear.backward(dy, saved.second)
     d_active = dropout.backward(d_kept, saved.dropped)
     d_h, d_weight1, d_bias1 = linear.backward(relu_backward(d_active, saved.positive), saved.first)
-    return Gradients(d_h, d_weight1, d_bias1, d_weight2, d_bias2)
+    return d_h, Weights(d_weight1, d_bias1, d_weight2, d_bias2)

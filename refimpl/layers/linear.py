@@ -17,7 +17,7 @@ def forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, 
     """y = x Wᵀ + b;  x (…, I), W (O, I), b (O) or None -> y (…, O)."""
     y = (x.reshape(-1, x.shape[-1]) @ weight.T).reshape(*x.shape[:-1], weight.shape[0])
     if bias is not None:
-        y += bias
+        y = y + bias
     return y, Saved(x, weight, bias is not None)
 
 

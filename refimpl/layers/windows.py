@@ -45,7 +45,10 @@ def scores_backward(d_scores: Array, saved: Saved) -> tuple[Array, Array]:
 
 
 def mix_forward(weights: Array, values: Array, attend_self: bool) -> tuple[Array, Saved]:
-    """y_t = Σ_x a_tx v_c, c the x-th nearest position of t;  weights (B, H, T, S), values (B, P + T, H, E) -> (B, T, H, E)."""
+    """y_t = Σ_x a_tx v_c, c the x-th nearest position of t.
+
+    weights (B, H, T, S), values (B, P + T, H, E) -> (B, T, H, E).
+    """
     window, first = _window(values, weights.shape[2], weights.shape[3], attend_self)
     product = _spread(weights)
     return (product @ window).transpose(0, 2, 1, 3), Saved(product, window, values.shape, first)

@@ -1,0 +1,73 @@
+"""The array module: libraries, random streams, views, threads."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from refimpl import arrays
+from refimpl.errors import InputError
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """A stand-in for CuPy: an array type of its name in a module of its name."""
+    module = types.ModuleType("cupy")
+    module.ndarray = type("ndarray", (), {"__module__": "cupy", "get": lambda self: np.ones(2)})
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return module
+
+
+def test_the_library_comes_from_the_arrays(cupy):
+    device = cupy.ndarray()
+    assert arrays.array_module({"x": np.zeros(1), "y": None}) is np
+    assert arrays.array_module({"x": device, "y": None}) is cupy
+    assert arrays.is_device(device)
+    assert not arrays.is_device(np.zeros(1))
+    np.testing.assert_array_equal(arrays.to_host(device), [1, 1])
+
+
+def test_mixing_host_and_device_names_both_arguments(cupy):
+    with pytest.raises(InputError, match="one device, got keys on the GPU and queries on the host"):
+        arrays.array_module({"queries": np.zeros(1), "keys": cupy.ndarray()})
+
+
+def test_random_streams_depend_on_seed_purpose_and_indices_alone():
+    first = arrays.random_stream(1, "a", 2).random(4)
+    arrays.random_stream(5, "b").random(100)
+    np.testing.assert_array_equal(arrays.random_stream(1, "a", 2).random(4), first)
+    for other in (arrays.random_stream(2, "a", 2), arrays.random_stream(1, "b", 2), arrays.random_stream(1, "a", 3)):
+        assert (other.random(4) != first).all()
+
+
+def test_diagonals_by_hand():
+    """T = 2, S = 3: row 0 sees columns 2, 1, 0 and row 1 columns 3, 2, 1; the view writes through."""
+    product = np.arange(8).reshape(2, 4)
+    np.testing.assert_array_equal(arrays.diagonals(product, 3), [[2, 1, 0], [7, 6, 5]])
+    arrays.diagonals(product, 3)[...] = -1
+    np.testing.assert_array_equal(product, [[-1, -1, -1, 3], [4, -1, -1, -1]])
+
+
+def test_square_roots_are_as_exact_as_the_dtype():
+    assert arrays.square_root(2, np.longdouble) == np.sqrt(np.longdouble(2))
+    assert arrays.square_root(2, np.longdouble) != np.sqrt(2.0)
+    assert arrays.square_root(2, np.complex128) == np.sqrt(2.0)
+    assert arrays.square_root(2, np.float32).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "longdouble"])
+def test_the_largest_exponent_survives_division_by_a_small_weight(dtype):
+    largest = np.exp(np.array(arrays.largest_exponent(dtype), dtype))
+    assert np.isfinite(largest / np.finfo(dtype).eps)
+
+
+def test_threads_return_results_in_order_and_hold_blas_to_one_thread_each():
+    from threadpoolctl import threadpool_info
+
+    def threads(item):
+        return item, max(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+
+    assert arrays.map_in_threads(threads, range(5), 2) == [(i, 1) for i in range(5)]
+    with pytest.raises(ZeroDivisionError):
+        arrays.map_in_threads(lambda item: 1 // item, [1, 0], 2)

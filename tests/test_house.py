@@ -1,0 +1,116 @@
+"""The house: imports flow one way, files and functions stay readable, docstrings are there."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# imports flow downwards: a file may import what stands before it
+ORDER = [
+    "errors", "arrays", "config", "settings", "parameters", "inputs",
+    "layers.linear", "layers.dropout", "layers.embedding", "layers.layer_norm", "layers.softmax_loss", "layers.span",
+    "layers.positions", "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.attention",
+    "layers.multi_head", "layers.adaptive_input", "layers.adaptive_softmax",
+    "model", "optimizers", "training", "evaluation", "generation", "checkpoint", "convert", "accounting", "runs",
+    "gradcheck", "datasets", "jobs", "console", "cli", "__main__",
+]
+FILE_LINES, FUNCTION_LINES = 300, 45
+
+
+def sources():
+    """Every source file of the package by its name as imported, without `refimpl.`."""
+    files = {path.relative_to(ROOT / "refimpl").with_suffix(""): path for path in (ROOT / "refimpl").rglob("*.py")}
+    for folder in ("gradcheck", "datasets"):
+        files |= {path.relative_to(ROOT).with_suffix(""): path for path in (ROOT / folder).rglob("*.py")}
+    files[Path("cli")] = ROOT / "cli.py"
+    return {".".join(name.parts): path for name, path in files.items()}
+
+
+def room(name):
+    """The entry of ORDER that a module belongs to; None for a package's own `__init__`."""
+    for prefix in (name, name.partition(".")[0]):
+        if prefix in ORDER:
+            return prefix
+    return None
+
+
+def imports(tree):
+    """Every module that a file names, as `refimpl.x`, imports inside functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def upward(name, tree):
+    """Imports of a file that stands below it in the house."""
+    here = room(name)
+    found = []
+    for module in imports(tree):
+        parts = module.split(".")
+        if parts[0] == "refimpl" and len(parts) > 1 and here is not None:
+            there = room(".".join(parts[1:])) or room(".".join(parts[1:3]))
+            if there is not None and ORDER.index(there) > ORDER.index(here):
+                found.append(module)
+        if parts[0] in ("gradcheck", "datasets", "cli"):
+            found.append(f"{module} without refimpl.")
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_no_import_points_up(name):
+    tree = ast.parse(sources()[name].read_text(encoding="utf-8"))
+    assert not upward(name, tree)
+    if not name.endswith("__init__"):
+        assert room(name) is not None, "a new file needs its place in ORDER"
+
+
+@pytest.mark.parametrize(("name", "line"), [
+    ("arrays", "from refimpl.config import ModelConfig"),
+    ("layers.linear", "from refimpl import model"),
+    ("layers.span", "from refimpl.layers import attention"),
+    ("training", "import refimpl.checkpoint"),
+    ("datasets.batches", "from refimpl.cli import main"),
+    ("evaluation", "def f():\n    from refimpl.datasets import batches"),
+    ("model", "import datasets"),
+])
+def test_an_import_that_points_up_is_seen(name, line):
+    assert upward(name, ast.parse(line))
+
+
+def test_gradcheck_imports_nothing_from_the_implementation():
+    for name, path in sources().items():
+        if name.startswith("gradcheck"):
+            named = [module for module in imports(ast.parse(path.read_text(encoding="utf-8"))) if module.startswith("refimpl")]
+            assert all(module.startswith("refimpl.gradcheck") for module in named), name
+
+
+def test_only_the_array_module_names_cupy():
+    for name, path in sources().items():
+        named = {module.partition(".")[0] for module in imports(ast.parse(path.read_text(encoding="utf-8")))}
+        assert not named & {"cupy", "cupyx", "pickle"}, name
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_files_and_functions_stay_readable(name):
+    text = sources()[name].read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert text.count("\n") <= FILE_LINES
+    assert ast.get_docstring(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= FUNCTION_LINES, node.name
+            assert node.args.kwarg is None, node.name
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and "." not in node.name:
+            documented = ast.get_docstring(node) or ast.unparse(node.body[0]) == "..." or not is_public(tree, node)
+            assert documented, node.name
+
+
+def is_public(tree, node):
+    """Whether the node stands at the module's top level or in a public class there."""
+    owners = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))]
+    return any(node in owner.body for owner in owners)

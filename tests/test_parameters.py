@@ -1,0 +1,90 @@
+"""Names, counts and first values of the parameters."""
+
+import math
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from refimpl import parameters, settings
+from refimpl.config import ModelConfig
+from refimpl.errors import InputError
+
+CONFIG = ModelConfig(vocabulary=61, width=32, heads=4, layers=3, span=48, memory=20)
+
+# the published models, counted by running the published code
+PUBLISHED = {
+    "enwik8-small": 6_480_621, "enwik8": 38_538_541, "enwik8-large": 208_910_221, "text8": 38_357_116,
+    "text8-large": 208_638_172, "enwik8-all-attention-small": 38_501_725, "enwik8-all-attention": 114_017_773,
+    "wikitext103-all-attention": 132_493_746,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_presets_have_the_published_number_of_parameters_without_allocating_them(name):
+    tracemalloc.start()
+    config = settings.model_config(settings.preset(name)["model"])
+    groups = parameters.count(config)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(groups.values()) == parameters.total(config) == PUBLISHED[name]
+    assert peak < 2_000_000
+
+
+@pytest.mark.parametrize("form", [
+    {}, {"memory": 0, "feed_forward": 40}, {"share_positions": False}, {"positions": "none"}, {"norm": "pre"},
+    {"adaptive_span": False}, {"cutoffs": (9, 30)}, {"cutoffs": (9, 30), "tie_tables": True, "tie_projections": True},
+    {"tie_tables": True},
+])
+def test_the_vector_is_exactly_the_named_tensors_in_order(form):
+    config = replace(CONFIG, **form)
+    p = parameters.initialize(config)
+    assert p.vector.size == parameters.total(config) == sum(array.size for array in p.values())
+    np.testing.assert_array_equal(np.concatenate([array.ravel() for array in p.values()]), p.vector)
+    assert [(spec.name, spec.shape) for spec in parameters.specification(config)] == [(n, a.shape) for n, a in p.items()]
+
+
+def test_views_share_memory_with_the_vector():
+    p = parameters.initialize(CONFIG)
+    p["layers.1.attention.memory_keys"] += 1000
+    assert (p.vector > 500).sum() == 4 * 20 * 8
+    p["layers.1.attention.memory_keys"] = 0
+    assert not (p.vector > 500).any()
+    copied = p.copy()
+    copied.vector[:] = 7
+    assert not (p.vector == 7).any()
+
+
+def test_first_values_are_distributed_as_documented():
+    config = replace(CONFIG, width=128, heads=2, span=500, memory=400, vocabulary=900, span_initial=0.25, norm="pre")
+    p = parameters.initialize(config)
+    deviations = {"positions": 1, "layers.0.attention.memory_keys": 1 / 8, "layers.2.attention.memory_values": 1 / 20,
+                  "input.table": 1, "layers.0.attention.query": 128**-0.5 / math.sqrt(3)}
+    for name, deviation in deviations.items():
+        assert p[name].std() == pytest.approx(deviation, rel=0.05), name
+        assert abs(p[name].mean()) < 0.05 * deviation
+    assert np.abs(p["output.table"]).max() <= 128**-0.5
+    np.testing.assert_array_equal(p["layers.1.attention.span"], 0.25)
+    np.testing.assert_array_equal(p["final_norm.gain"], 1)
+    assert (p["layers.0.attention.query"] != p["layers.1.attention.query"]).all()
+
+
+def test_first_values_depend_on_the_seed_and_differ_between_dtypes_by_rounding_only():
+    single, double, extended = (parameters.initialize(CONFIG, 3, dtype).vector for dtype in ("float32", "float64", "longdouble"))
+    np.testing.assert_array_equal(single, double.astype("float32"))
+    np.testing.assert_array_equal(extended, double)
+    assert (parameters.initialize(CONFIG, 4).vector != double).mean() > 0.9
+
+
+def test_a_parameters_first_value_does_not_depend_on_its_neighbours():
+    deeper = parameters.initialize(replace(CONFIG, layers=5, norm="pre"))
+    p = parameters.initialize(CONFIG)
+    np.testing.assert_array_equal(deeper["layers.2.attention.value"], p["layers.2.attention.value"])
+
+
+def test_wrong_vectors_and_dtypes_are_refused():
+    with pytest.raises(InputError, match=r"expected a vector of shape \(\d+,\), got \(3,\)"):
+        parameters.Parameters(CONFIG, np.zeros(3))
+    with pytest.raises(InputError, match="dtype: expected one of float32, float64, longdouble, complex128, got float16"):
+        parameters.initialize(CONFIG, dtype="float16")

@@ -1,0 +1,123 @@
+"""One update and the loop around it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refimpl import model, optimizers, parameters, training
+from refimpl.config import ModelConfig, TrainConfig
+from refimpl.errors import NonFiniteError
+
+CONFIG = ModelConfig(vocabulary=16, width=16, heads=2, layers=2, span=12, memory=4, span_ramp=4, span_penalty=1e-4)
+TRAIN = TrainConfig(optimizer="adam", learning_rate=3e-3, batch=4, block=8, updates=50, warm_up=5)
+
+
+@dataclass
+class Piece:
+    tokens: Any
+    targets: Any
+    restart: bool
+
+
+def pieces(count, batch=4, block=8, seed=0):
+    """A text with something to learn: every token is followed by its double plus a little noise."""
+    rng = np.random.default_rng(seed)
+    text = [rng.integers(0, 16, batch)]
+    for _ in range(count * block):
+        text.append((2 * text[-1] + (rng.random(batch) < 0.2)) % 16)
+    rows = np.stack(text, axis=1)
+    for i in range(0, count * block, block):
+        yield Piece(rows[:, i : i + block], rows[:, i + 1 : i + block + 1], restart=i == 0)
+
+
+def train(dtype="float64", config=CONFIG, train_config=TRAIN, count=50):
+    p = parameters.initialize(config, 1, dtype)
+    state = optimizers.initialize(train_config, p)
+    past = model.initial_past(config, 4, p.vector)
+    losses = [float(r.loss) for r in training.run(p, state, config, train_config, pieces(count), past)]
+    return p, state, losses
+
+
+def test_training_learns_and_repeats_to_the_last_bit():
+    (p, _, losses), (again, _, losses_again) = train(), train()
+    assert losses[-1] < 0.7 * losses[0]
+    assert losses == losses_again
+    np.testing.assert_array_equal(p.vector, again.vector)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
+def test_float32_stays_within_1e_4_of_float64(optimizer):
+    rates = {"sgd": 0.1, "adagrad": 0.02, "adam": 3e-3}
+    train_config = replace(TRAIN, optimizer=optimizer, learning_rate=rates[optimizer], clip_each=optimizer == "adagrad")
+    (single, _, losses32), (double, _, losses64) = (train(dtype, train_config=train_config) for dtype in ("float32", "float64"))
+    assert single.vector.dtype == np.float32
+    assert losses64[-1] < losses64[0]
+    np.testing.assert_allclose(losses32, losses64, rtol=0, atol=1e-4)
+    assert losses32 != losses64
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_workers_share_the_batch_and_change_only_roundoff(dropout):
+    config = replace(CONFIG, dropout=dropout, embedding_dropout=dropout)
+    one, _, losses = train(config=config, count=5, train_config=replace(TRAIN, updates=5))
+    for workers in (2, 3, 8):
+        train_config = replace(TRAIN, updates=5, workers=workers)
+        p, _, shared = train(config=config, count=5, train_config=train_config)
+        np.testing.assert_allclose(shared, losses, rtol=1e-13)
+        np.testing.assert_allclose(p.vector, one.vector, rtol=0, atol=1e-11)
+        repeated, *_ = train(config=config, count=5, train_config=train_config)
+        np.testing.assert_array_equal(repeated.vector, p.vector)
+
+
+def test_an_update_equals_its_parts():
+    p, segment = parameters.initialize(CONFIG, 1), next(pieces(1))
+    past, q = model.initial_past(CONFIG, 4, p.vector), p.copy()
+    state, other = (optimizers.initialize(TRAIN, p) for _ in range(2))
+    result = training.update(p, state, CONFIG, TRAIN, segment.tokens, segment.targets, past)
+    out = model.forward(q, CONFIG, segment.tokens, segment.targets, past)
+    g = model.backward(out.saved)
+    optimizers.update(q, g, other, TRAIN)
+    np.testing.assert_array_equal(p.vector, q.vector)
+    assert (result.loss, result.span_penalty, result.learning_rate) == (out.loss, out.span_penalty, 3e-3 / 5)
+    assert result.gradient_norm == pytest.approx(np.linalg.norm(g.vector), rel=1e-13)
+    np.testing.assert_array_equal(result.past, out.past)
+
+
+def test_the_loop_ends_at_the_last_update_and_empties_the_past_at_a_restart():
+    p = parameters.initialize(CONFIG, 1)
+    state = optimizers.initialize(TRAIN, p)
+    segments = list(pieces(6))
+    for segment in segments:
+        segment.restart = segment is segments[3]
+    loop = training.run(p, state, CONFIG, replace(TRAIN, updates=5), iter(segments), model.initial_past(CONFIG, 4, p.vector))
+    assert [result.past.shape[2] for result in loop] == [8, 12, 12, 8, 12]
+    assert state.updates == 5
+
+
+@pytest.mark.parametrize(("spoil", "name"), [
+    (lambda p: p["layers.1.attention.value"].__setitem__((0, 0), np.nan), "parameter layers.1.attention.value"),
+    (lambda p: p["output.bias"].__setitem__(3, np.inf), "parameter output.bias"),
+    (lambda p: p["input.table"].__imul__(1e200), "input of layers.1"),
+    (lambda p: p["output.table"].__imul__(1e308), "token loss"),
+])
+def test_a_loss_that_is_not_finite_stops_before_anything_changes(spoil, name):
+    p, segment = parameters.initialize(CONFIG, 1), next(pieces(1))
+    spoil(p)
+    state, before = optimizers.initialize(TRAIN, p), p.vector.copy()
+    with pytest.raises(NonFiniteError, match=f"update 1: .*not finite: {name}"):
+        training.update(p, state, CONFIG, TRAIN, segment.tokens, segment.targets, model.initial_past(CONFIG, 4, p.vector))
+    np.testing.assert_array_equal(p.vector, before)
+    assert state.updates == 0
+
+
+def test_every_batch_row_counts_alike_when_shares_are_uneven():
+    """Three rows over two workers: shares of 1 and 2 rows, weighted 1/3 and 2/3."""
+    p, segment = parameters.initialize(CONFIG, 1), next(pieces(1, batch=3))
+    past = model.initial_past(CONFIG, 3, p.vector)
+    whole = model.forward(p, CONFIG, segment.tokens, segment.targets, past).loss
+    result = training.update(p.copy(), optimizers.initialize(TRAIN, p), CONFIG, replace(TRAIN, workers=2), segment.tokens,
+                             segment.targets, past)
+    assert result.loss == pytest.approx(whole, rel=1e-14)
+    assert result.past.shape[1] == 3
