@@ -2,19 +2,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUN := runs/sample
 
 .PHONY: train test check types clean
 
+# a second call goes on with the first one's run: no run is ever removed or overwritten
 train: $(VENV)/installed
-	@rm -rf runs/sample
-	$(BIN)/refimpl train --preset laptop --out runs/sample --time-limit 120
+	@if [ -e $(RUN) ]; then echo "$(RUN) is there already: going on with it (remove the folder to begin anew)"; fi
+	$(BIN)/refimpl train --preset laptop --out $(RUN) --time-limit 120 $$([ -e $(RUN) ] && echo --resume)
 	@echo
-	$(BIN)/refimpl eval runs/sample --yardsticks
+	$(BIN)/refimpl eval $(RUN) --yardsticks
 	@echo
-	$(BIN)/refimpl generate runs/sample --length 500
+	$(BIN)/refimpl generate $(RUN) --length 500
 	@echo
-	@echo "The run is in runs/sample: config.toml, log.jsonl, checkpoints/. More text: refimpl generate runs/sample --prompt 'The '"
-	@echo "(the command is $(BIN)/refimpl)"
+	@echo "The run is in $(RUN): config.toml (its settings), log.jsonl (its progress), checkpoints/."
+	@echo "More text:      $(BIN)/refimpl generate $(RUN) --prompt 'The '"
+	@echo "Your own file:  $(BIN)/refimpl train --data FILE --out runs/mine"
 
 test: $(VENV)/installed-for-tests check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -156,7 +156,7 @@ def _train(run: Any, unit: str, evaluate: Callable[[], Any], as_json: bool) -> N
         raise EndedError(INTERRUPTED if received[0] == signal.SIGINT else TERMINATED)
     text = [("run", result["run"]), ("checkpoint", result["checkpoint"])]
     if "valid_bits" in result:
-        text.insert(0, ("validation", f"{result['valid_bits']:.4f} bits per {unit}"))
+        text.insert(0, ("validation", f"{result['valid_bits']:.4f} bits per {unit}, update {run.saved.optimizer.updates}"))
     console.show(result, "\n".join(f"{name:<12}{value}" for name, value in text), as_json)
 
 

@@ -63,7 +63,8 @@ def save(run: Path, saved: Checkpoint, keep: int = 2) -> Path:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    for old in [*_folders(run)[:-keep], parent / f".{final.name}.old"]:
+    # beside what is no longer kept, what writers that were killed have left
+    for old in [*_folders(run)[:-keep], *parent.glob(".update-*")]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

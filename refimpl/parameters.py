@@ -49,8 +49,9 @@ class Parameters(Mapping[str, Array]):
         return self._views[name]
 
     def __setitem__(self, name: str, value: Array) -> None:
-        """Copies `value` into the view, so that `g[name] += d` adds in place."""
-        self._views[name][...] = value
+        """Copies `value` into the view; after `g[name] += d` the value is the view, and all is done."""
+        if value is not self._views[name]:
+            self._views[name][...] = value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)

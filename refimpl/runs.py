@@ -12,7 +12,7 @@ from refimpl import checkpoint, optimizers, parameters, settings, training
 from refimpl.arrays import Array
 from refimpl.checkpoint import Checkpoint
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
-from refimpl.errors import InputError
+from refimpl.errors import InputError, NonFiniteError
 from refimpl.evaluation import Evaluation
 from refimpl.inputs import initial_past
 
@@ -68,6 +68,7 @@ def resume(
                          f"{saved.progress['text_sha256']}, got {text_sha256}")
     saved.train_config = changed(saved, tables)
     batches.restore(saved.progress["batches"])
+    _forget_after(folder / "log.jsonl", saved.optimizer.updates)
     (folder / "config.toml").write_text(settings.to_toml(saved.config, saved.train_config, data), encoding="utf-8")
     return Run(folder, saved, data, batches)
 
@@ -106,8 +107,7 @@ def train(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bool]
     saved, settings_now = run.saved, run.saved.train_config
     clock = Clock(saved.progress["seconds"], saved.optimizer.updates)
     losses: list[Array] = []
-    results = training.run(saved.parameters, saved.optimizer, saved.config, settings_now, iter(run.batches), saved.past)
-    written = None
+    results = _updates(run)
     with (run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
         for result in results:
             number = saved.optimizer.updates
@@ -116,18 +116,29 @@ def train(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bool]
             saved.progress["tokens"] += settings_now.batch * settings_now.block
             saved.progress["seconds"] = clock.seconds()
             saved.progress["batches"] = run.batches.state()
-            out_of_time = run.time_limit is not None and clock.since_start() >= run.time_limit
-            last = number == settings_now.updates or stop() or out_of_time
-            if last or number % settings_now.log_every == 0:
+            stopped = stop()
+            done = number == settings_now.updates or clock.since_start() >= (run.time_limit or math.inf)
+            if stopped or done or number % settings_now.log_every == 0:
                 yield _written(log, _record(run, result, losses, clock))
                 losses.clear()
-            if last or _due(number, settings_now.evaluate_every):
+            if stopped or done or _due(number, settings_now.checkpoint_every):
+                saved.path = checkpoint.save(run.folder, saved, settings_now.keep_checkpoints)
+            if done or (not stopped and _due(number, settings_now.evaluate_every)):
                 yield _written(log, {"update": number, **_evaluated(evaluate())})
-            if last or _due(number, settings_now.checkpoint_every):
-                written = checkpoint.save(run.folder, saved, settings_now.keep_checkpoints)
-            if last:
+            if stopped or done:
                 break
-    yield {"checkpoint": str(written or saved.path)}
+    yield {"checkpoint": str(saved.path)}
+
+
+def _updates(run: Run) -> Iterator[training.Result]:
+    """training.run, its error naming the checkpoint that is left."""
+    saved = run.saved
+    updates = training.run(saved.parameters, saved.optimizer, saved.config, saved.train_config, iter(run.batches), saved.past)
+    try:
+        yield from updates
+    except NonFiniteError as error:
+        left = f"the last good checkpoint is {saved.path}" if saved.path else "no checkpoint was written yet"
+        raise NonFiniteError(f"{error}; {left}") from error
 
 
 class Clock:
@@ -176,7 +187,17 @@ def _record(run: Run, result: training.Result, losses: list[Array], clock: Clock
 
 
 def _evaluated(evaluation: Evaluation) -> Record:
-    return {"valid_loss": evaluation.loss, "valid_bits": evaluation.bits, "valid_perplexity": evaluation.perplexity}
+    return {"valid_loss": evaluation.loss, "valid_bits": evaluation.bits}
+
+
+def _forget_after(log: Path, update: int) -> None:
+    """Takes from the log what came after the checkpoint: those updates will be done, and logged, again."""
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+    if len(kept) < len(lines):
+        aside = log.with_suffix(".aside")
+        aside.write_text("".join(kept), encoding="utf-8")
+        aside.replace(log)
 
 
 def _due(number: int, every: int) -> bool:

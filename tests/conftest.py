@@ -91,7 +91,7 @@ def command(store: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., En
 def text(tmp_path: Path) -> Path:
     """A text of 60 lines of seven words each, 1.7 kB; all twelve words occur in its first 90 %."""
     rng = np.random.default_rng(5)
-    words = "the cat sat on a mat and dog ran far away home".split()
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "away", "home"]
     lines = [" ".join(rng.choice(words, 7)) for _ in range(60)]
     path = tmp_path / "text.txt"
     path.write_bytes(("\n".join(lines) + "\n").encode())

@@ -172,6 +172,19 @@ def test_tokens_that_cannot_be_are_named(tokens, message):
         model.log_probabilities(p, CONFIG, tokens, model.initial_past(CONFIG, 1, p.vector))
 
 
+@pytest.mark.parametrize("cutoffs", [(), (100,), (100, 256)])
+def test_any_integer_type_holds_tokens(cutoffs):
+    config = replace(CONFIG, vocabulary=256, cutoffs=cutoffs, divisor=2)
+    p, tokens, targets = draw(config, 0, 2, 40)
+    past = model.initial_past(config, 2, p.vector)
+    losses = []
+    for dtype in ("uint8", "int16", "int64"):
+        out = model.forward(p, config, tokens.astype(dtype), targets.astype(dtype), past)
+        losses.append(out.loss)
+        assert model.backward(out.saved).vector.any()
+    assert losses[0] == losses[1] == losses[2]
+
+
 def test_targets_and_past_that_do_not_fit_are_named():
     p, tokens, targets = draw(CONFIG, 0, 2, 4)
     past = model.initial_past(CONFIG, 2, p.vector)

@@ -23,7 +23,7 @@ def forward(tokens: Array, tables: Sequence[Array], projections: Sequence[Array]
     """
     xp, width = module_of(tables[0]), projections[0].shape[0]
     dtype = xp.result_type(*tables, *projections)
-    flat, first = tokens.reshape(-1), 0
+    flat, first = tokens.reshape(-1).astype("int64"), 0  # a narrow type could not hold a cluster's end
     x = xp.zeros((len(flat), width), dtype)
     saved = Saved([], [], [], (*tokens.shape, width))
     for table, projection in zip(tables, projections, strict=True):

@@ -46,7 +46,8 @@ def forward(hidden: Array, targets: Array, weights: Weights, order: str) -> tupl
     `cluster_slots` gives. A tail without words has no share of the head.
     """
     xp = module_of(hidden)
-    rows, words = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    # a narrow type of integers could not hold a cluster's end
+    rows, words = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1).astype("int64")
     slots = cluster_slots(weights, order)
     table, bias = _head(weights, slots)
     head_targets, tails, first = words.copy(), [], len(weights.tables[0])
