@@ -22,6 +22,7 @@ from refimpl.parameters import Parameters, specification
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
+OLD = ".old"
 
 
 @dataclass
@@ -44,28 +45,34 @@ class Checkpoint:
 
 
 def save(run: Path, saved: Checkpoint, keep: int = 2) -> Path:
-    """Writes run/checkpoints/update-N, then deletes all but the newest `keep`; returns its path.
+    """Writes run/checkpoints/update-N, then deletes all but the newest `keep` up to N; returns its path.
 
-    On any error (no room, no permission) what was written is removed and older checkpoints are as before.
+    On any error (no room, no permission) what was written is removed and older checkpoints are as before. Checkpoints of
+    later updates are deleted too: a run that went on from before them has passed them over as damaged.
     """
     parent = run / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
     final = parent / f"update-{saved.optimizer.updates:08d}"
-    aside = parent / f".{final.name}.{os.getpid()}"
+    aside, old = parent / f".{final.name}.{os.getpid()}", parent / f"{final.name}{OLD}"
+    shutil.rmtree(aside, ignore_errors=True)  # a killed writer may have had this number
     try:
         aside.mkdir()
         _write_files(aside, saved)
         _sync(aside)
         if final.exists():  # the same update again: the old one steps aside only now that the new one is whole
-            final.rename(parent / f".{final.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
         aside.rename(final)
         _sync(parent)
     except BaseException:
+        if old.exists() and not final.exists():
+            old.rename(final)
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    kept = [folder for folder in _folders(run) if folder.name <= final.name][-keep:]
     # beside what is no longer kept, what writers that were killed have left
-    for old in [*_folders(run)[:-keep], *parent.glob(".update-*")]:
-        shutil.rmtree(old, ignore_errors=True)
+    for folder in [*(set(_folders(run)) - set(kept)), *parent.glob(".update-*")]:
+        shutil.rmtree(folder, ignore_errors=True)
     return final
 
 
@@ -94,8 +101,9 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def _folders(run: Path) -> list[Path]:
-    """A run's checkpoints, oldest first."""
-    return sorted(folder for folder in (run / "checkpoints").glob("update-*") if folder.is_dir())
+    """A run's checkpoints, oldest first; one that a writer moved out of its way stands before the one in its place."""
+    folders = [folder for folder in (run / "checkpoints").glob("update-*") if folder.is_dir()]
+    return sorted(folders, key=lambda folder: (folder.name.removesuffix(OLD), not folder.name.endswith(OLD)))
 
 
 def _write_files(folder: Path, saved: Checkpoint) -> None:
@@ -117,7 +125,7 @@ def _write_files(folder: Path, saved: Checkpoint) -> None:
         "updates": saved.optimizer.updates, "progress": saved.progress, "files": files,
     }
     manifest["sha256"] = _digest_of(manifest)
-    _write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    _write(folder / MANIFEST, _manifest_bytes(manifest))
 
 
 def _named(p: Parameters) -> dict[str, Array]:
@@ -142,6 +150,11 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The one way in which a manifest is written, so that any other byte in its file shows."""
+    return json.dumps(manifest, indent=1).encode()
+
+
 def _digest_of(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of the manifest's content without its own."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
@@ -150,6 +163,13 @@ def _digest_of(manifest: Mapping[str, Any]) -> str:
 
 def _load(folder: Path) -> Checkpoint:
     manifest = _read_manifest(folder)
+    try:
+        return _assembled(folder, manifest)
+    except (KeyError, TypeError, AttributeError) as error:  # whole by its checksum, but not as this version writes it
+        raise InputError(f"{folder}: expected a checkpoint of format {FORMAT}, got one with {_one_line(error)}") from error
+
+
+def _assembled(folder: Path, manifest: Mapping[str, Any]) -> Checkpoint:
     config, train_config = ModelConfig(**manifest["model"]), TrainConfig(**manifest["train"])
     content = {name: _read(folder / name, listed) for name, listed in manifest["files"].items()}
     p = _parameters(folder, config, train_config, content["parameters.safetensors"], "")
@@ -164,15 +184,16 @@ def _load(folder: Path) -> Checkpoint:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        altered = manifest.get("sha256") != _digest_of(manifest)
-    except (ValueError, AttributeError, OSError) as error:
+        content = (folder / MANIFEST).read_bytes()
+        manifest = json.loads(content)
+        altered = manifest.get("sha256") != _digest_of(manifest) or content != _manifest_bytes(manifest)
+    except (ValueError, AttributeError, OSError, RecursionError) as error:
         raise InputError(f"{folder / MANIFEST}: expected a checkpoint's JSON, got {_one_line(error)}") from error
     if altered:
-        raise InputError(f"{folder / MANIFEST}: expected SHA-256 {manifest.get('sha256')}, got {_digest_of(manifest)}: the "
-                         "file was altered")
-    if manifest["format"] != FORMAT:
-        raise InputError(f"{folder / MANIFEST}: expected format {FORMAT}, got {manifest['format']}")
+        raise InputError(f"{folder / MANIFEST}: expected the SHA-256 that it holds, {manifest.get('sha256')}, got "
+                         f"{_digest_of(manifest)} or other spacing: the file was altered")
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{folder / MANIFEST}: expected format {FORMAT}, got {manifest.get('format')}")
     return dict(manifest)
 
 

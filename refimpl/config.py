@@ -118,7 +118,8 @@ class TrainConfig:
 
     `clip`: largest gradient norm (0 = no clipping), of each tensor if clip_each, else of all together. The rate of update
     u = 1, 2, … is learning_rate · min(1, u / warm_up), times last_factor during the last `last_updates` of `updates`.
-    `workers`: threads that share a batch's rows (0 = one for each core).
+    `workers`: threads that share a batch's rows (0 = one for each core). Validation along the way scores the split's first
+    `evaluate_tokens` tokens (0 = all).
     """
 
     optimizer: str = "adam"
@@ -138,6 +139,7 @@ class TrainConfig:
     workers: int = 1
     log_every: int = 10
     evaluate_every: int = 0
+    evaluate_tokens: int = 65536
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
 
@@ -148,7 +150,7 @@ class TrainConfig:
         for name in ("batch", "block", "updates", "log_every", "keep_checkpoints"):
             _at_least(self, "train", name, 1)
         for name in ("learning_rate", "clip", "warm_up", "seed", "last_updates", "last_factor", "workers",
-                     "evaluate_every", "checkpoint_every"):
+                     "evaluate_every", "evaluate_tokens", "checkpoint_every"):
             _at_least(self, "train", name, 0)
         _share(self, "train", "momentum", 1, open_above=True)
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):

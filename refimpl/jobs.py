@@ -11,7 +11,7 @@ from refimpl.checkpoint import Checkpoint
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
 from refimpl.datasets.batches import Batches, every_token_once, published_blocks
 from refimpl.datasets.corpus import Corpus, open_corpus
-from refimpl.datasets.vocabulary import Vocabulary
+from refimpl.datasets.vocabulary import Tokens, Vocabulary
 from refimpl.datasets.yardsticks import yardsticks
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation, evaluate
@@ -90,19 +90,19 @@ def _opened(run: runs.Run, corpus: Corpus) -> Opened:
     saved = run.saved
 
     def validate() -> Evaluation:
-        return score(saved.parameters, saved.config, corpus, "valid", saved.train_config.block)
+        start = corpus.valid[: saved.train_config.evaluate_tokens or None]
+        return score(saved.parameters, saved.config, start, corpus.vocabulary, saved.train_config.block)
 
     return Opened(run, unit_of(corpus.vocabulary), validate)
 
 
 def score(
-    p: Parameters, config: ModelConfig, corpus: Corpus, split: str, block: int, streams: int = STREAMS,
+    p: Parameters, config: ModelConfig, tokens: Tokens, vocabulary: Vocabulary, block: int, streams: int = STREAMS,
     protocol: str = "every-token",
 ) -> Evaluation:
-    """A split's loss: every token once, or as published (whole blocks only, the mean of their means)."""
+    """A text's loss: every token once, or as published (whole blocks only, the mean of their means)."""
     cut = published_blocks if protocol == "published" else every_token_once
-    blocks = cut(getattr(corpus, split), streams, block)
-    return evaluate(p, config, blocks, corpus.vocabulary.end_of_line, protocol != "published")
+    return evaluate(p, config, cut(tokens, streams, block), vocabulary.end_of_line, protocol != "published")
 
 
 def evaluate_run(
@@ -113,7 +113,8 @@ def evaluate_run(
     saved = checkpoint.load(path)
     corpus = open_corpus(run_data(path, data_path), store, _vocabulary(saved))
     block = block or saved.train_config.block
-    result = score(saved.parameters, saved.config, corpus, split, block, streams, protocol)
+    tokens = getattr(corpus, split)
+    result = score(saved.parameters, saved.config, tokens, corpus.vocabulary, block, streams, protocol)
     unit, size = unit_of(corpus.vocabulary), corpus.sizes[split]
     report: dict[str, Any] = {
         "checkpoint": str(saved.path), "passed_over": saved.passed_over, "updates": saved.optimizer.updates,
@@ -121,11 +122,11 @@ def evaluate_run(
         "block": block, "tokens": result.tokens, "unit": unit, "loss": result.loss, f"bits_per_{unit}": result.bits,
     }
     if unit == "character":
-        report["bits_per_byte"] = result.bits * len(getattr(corpus, split)) / size
+        report["bits_per_byte"] = result.bits * len(tokens) / size
     if unit == "word":
         report |= {"perplexity": result.perplexity, "perplexity_without_eos": result.perplexity_without_eos}
     if with_yardsticks:
-        report["yardsticks"] = yardsticks(corpus.train, getattr(corpus, split), corpus.vocabulary.size)
+        report["yardsticks"] = yardsticks(corpus.train, tokens, corpus.vocabulary.size)
     return report
 
 

@@ -18,7 +18,7 @@ from refimpl.inputs import initial_past
 
 # what a resumed run may change; everything else decides the numbers that the checkpoint holds
 CHANGEABLE = ("updates", "last_updates", "last_factor", "learning_rate", "warm_up", "workers", "log_every",
-              "evaluate_every", "checkpoint_every", "keep_checkpoints")
+              "evaluate_every", "evaluate_tokens", "checkpoint_every", "keep_checkpoints")
 
 Record = dict[str, Any]
 
@@ -187,7 +187,7 @@ def _record(run: Run, result: training.Result, losses: list[Array], clock: Clock
 
 
 def _evaluated(evaluation: Evaluation) -> Record:
-    return {"valid_loss": evaluation.loss, "valid_bits": evaluation.bits}
+    return {"valid_loss": evaluation.loss, "valid_bits": evaluation.bits, "valid_tokens": evaluation.tokens}
 
 
 def _forget_after(log: Path, update: int) -> None:

@@ -46,6 +46,8 @@ def word_by_word(hidden, word, weights, order):
     projected = [hidden @ projection for projection in weights.projections]
     head = [float(projected[0] @ row + bias) for row, bias in zip(weights.tables[0], weights.biases[0], strict=True)]
     slots = [float(projected[0] @ row + bias) for row, bias in zip(weights.cluster_table, weights.cluster_bias, strict=True)]
+    if order == "reversed":  # the first tail's row is the last one
+        slots = slots[::-1]
     used = [slot for slot, size in zip(slots, sizes[1:], strict=True) if size]
     total = math.fsum(math.exp(s) for s in head + used)
     if word < sizes[0]:
@@ -127,13 +129,23 @@ def test_probabilities_sum_to_one_and_an_empty_tail_changes_nothing(seed, tails,
     hidden = np.random.default_rng(seed).standard_normal((3, 8))
     log_p = adaptive_softmax.log_probabilities(hidden, weights, order)
     np.testing.assert_allclose(np.exp(log_p).sum(-1), 1, rtol=1e-13)
+    table, bias = [weights.cluster_table, np.full((1, 8), 7.0)], [weights.cluster_bias, [9.0]]
+    step = 1 if order == "ascending" else -1
     more = weights._replace(
         tables=[*weights.tables, np.empty((0, 2))], biases=[*weights.biases, np.empty(0)],
         projections=[*weights.projections, np.ones((8, 2))],
-        cluster_table=np.concatenate([weights.cluster_table, np.full((1, 8), 7.0)]),
-        cluster_bias=np.append(weights.cluster_bias, 9.0),
+        cluster_table=np.concatenate(table[::step]), cluster_bias=np.concatenate(bias[::step]),
     )
     np.testing.assert_allclose(adaptive_softmax.log_probabilities(hidden, more, order), log_p, rtol=0, atol=1e-12)
+
+
+def test_the_orders_are_each_other_with_the_clusters_rows_turned_round():
+    weights = draw_weights((3, 2, 2), 6)
+    hidden = np.random.default_rng(0).standard_normal((4, 8))
+    turned = weights._replace(cluster_table=weights.cluster_table[::-1], cluster_bias=weights.cluster_bias[::-1])
+    ascending = adaptive_softmax.log_probabilities(hidden, weights, "ascending")
+    np.testing.assert_allclose(adaptive_softmax.log_probabilities(hidden, turned, "reversed"), ascending, rtol=1e-13)
+    assert np.abs(adaptive_softmax.log_probabilities(hidden, weights, "reversed") - ascending).max() > 0.1
 
 
 def test_one_cluster_is_a_softmax():

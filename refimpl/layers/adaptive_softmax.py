@@ -11,7 +11,8 @@ class Weights(NamedTuple):
     """The arguments that have gradients, in the order in which backward returns them.
 
     tables[i] (V_i, D_i), biases[i] (V_i), projections[i] (D, D_i), for the shortlist i = 0 and the tails i ≥ 1;
-    cluster_table (tails, D_0), cluster_bias (tails): the head's slots for the tails, rows in order.
+    cluster_table (tails, D_0), cluster_bias (tails): the head's columns after the shortlist, in the head's order; which tail
+    each stands for, `cluster_slots` says.
     """
 
     tables: Sequence[Array]
@@ -35,15 +36,14 @@ class Saved(NamedTuple):
 
     parts: list[Part]
     weights: Weights
-    slots: list[int]
     shape: tuple[int, ...]
 
 
 def forward(hidden: Array, targets: Array, weights: Weights, order: str) -> tuple[Array, Saved]:
     """loss = -log p(cluster of target) - log p(target | cluster);  hidden (…, D), targets (…) -> (…).
 
-    Scores of a cluster: (h P_i) table_iᵀ + b_i; the head's table also holds one row for each tail, at the columns that
-    `cluster_slots` gives. A tail without words has no share of the head.
+    Scores of a cluster: (h P_i) table_iᵀ + b_i; the head's table goes on with one row for each tail. A tail without words
+    has no share of the head.
     """
     xp = module_of(hidden)
     # a narrow type of integers could not hold a cluster's end
@@ -64,7 +64,7 @@ def forward(hidden: Array, targets: Array, weights: Weights, order: str) -> tupl
         tail_loss, part = _score(rows, here, words[here] - first, projection, table, bias)
         loss[here] += tail_loss
         parts.append(part)
-    return loss.reshape(targets.shape), Saved(parts, weights, slots, hidden.shape)
+    return loss.reshape(targets.shape), Saved(parts, weights, hidden.shape)
 
 
 def backward(d_loss: Array, saved: Saved) -> tuple[Array, Weights]:
@@ -81,7 +81,7 @@ def backward(d_loss: Array, saved: Saved) -> tuple[Array, Weights]:
         d_biases.append(d_bias)
         d_projections.append(d_projection.T)
     shortlist = len(weights.tables[0])
-    d_cluster_table, d_cluster_bias = d_tables[0][saved.slots], d_biases[0][saved.slots]
+    d_cluster_table, d_cluster_bias = d_tables[0][shortlist:], d_biases[0][shortlist:]
     d_tables[0], d_biases[0] = d_tables[0][:shortlist], d_biases[0][:shortlist]
     gradients = Weights(d_tables, d_biases, d_projections, d_cluster_table, d_cluster_bias)
     return d_hidden.reshape(saved.shape), gradients
@@ -101,7 +101,10 @@ def log_probabilities(hidden: Array, weights: Weights, order: str) -> Array:
 
 
 def cluster_slots(weights: Weights, order: str) -> list[int]:
-    """The head's column for each tail: after the shortlist in order ("ascending") or the last one first ("reversed")."""
+    """The head's column for each tail i = 1, 2, …: V_0 + i - 1 ("ascending", as in torch) or -i ("reversed", as published).
+
+    Then the first tail's row of cluster_table is the first one, or the last.
+    """
     shortlist, tails = len(weights.tables[0]), len(weights.tables) - 1
     ascending = [shortlist + i for i in range(tails)]
     return ascending if order == "ascending" else ascending[::-1]
@@ -110,15 +113,12 @@ def cluster_slots(weights: Weights, order: str) -> list[int]:
 def _head(weights: Weights, slots: list[int]) -> tuple[Array, Array]:
     """The head's table (V_0 + tails, D_0) and bias, -∞ at tails without words."""
     xp = module_of(weights.tables[0])
-    rows = [slot - len(weights.tables[0]) for slot in slots]
-    cluster_table = xp.empty_like(weights.cluster_table)
-    cluster_bias = xp.empty_like(weights.cluster_bias)
-    cluster_table[rows], cluster_bias[rows] = weights.cluster_table, weights.cluster_bias
-    for row, tail in zip(rows, weights.tables[1:], strict=True):
+    table = xp.concatenate([weights.tables[0], weights.cluster_table])
+    bias = xp.concatenate([weights.biases[0], weights.cluster_bias])
+    for slot, tail in zip(slots, weights.tables[1:], strict=True):
         if len(tail) == 0:
-            cluster_bias[row] = -xp.inf
-    table = xp.concatenate([weights.tables[0], cluster_table])
-    return table, xp.concatenate([weights.biases[0], cluster_bias])
+            bias[slot] = -xp.inf
+    return table, bias
 
 
 def _logits(rows: Array, projection: Array, table: Array, bias: Array) -> tuple[Array, linear.Saved, linear.Saved]:

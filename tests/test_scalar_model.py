@@ -1,0 +1,209 @@
+"""The model and its updates against a second one, written apart from it in Python floats and loops (scalar_model.py)."""
+
+import importlib.util
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refimpl import model, optimizers, parameters, training
+from refimpl.config import ModelConfig, TrainConfig
+
+
+def _sibling(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+scalar = _sibling("scalar_model")
+
+BATCH, BLOCK = 2, 4
+SIZES = {"vocabulary": 7, "width": 8, "heads": 2, "layers": 2, "span": 5, "span_ramp": 2, "span_penalty": 0.3}
+MEMORY = {"memory": 3}
+FEED_FORWARD = {"variant": "transformer", "feed_forward": 6}
+# Relative to the largest value compared. 450 roundoffs of 2.2e-16; rounding alone was seen to reach 30 of them.
+TOLERANCE = 1e-13
+
+
+def configuration(**changes):
+    return ModelConfig(**{**SIZES, **changes})
+
+
+def random_parameters(config, rng, spans=None):
+    p = parameters.initialize(config, seed=0, dtype="float64")
+    p.vector[...] = 0.6 * rng.standard_normal(p.vector.shape)
+    for name in p:
+        if name.endswith(".gain"):
+            p[name] = 1 + p[name]
+        if name.endswith(".span"):
+            p[name] = rng.random(config.heads) if spans is None else np.array(spans)
+    return p
+
+
+def starting_past(config, p, rng, start):
+    """Of `start` random positions; or empty, or of S zero vectors."""
+    if start in ("empty", "zeros"):
+        return model.initial_past(config, batch=BATCH, like=p.vector, zeros=start == "zeros")
+    return rng.standard_normal((config.layers, BATCH, start, config.width))
+
+
+def as_lists(p):
+    return {name: p[name].tolist() for name in p}
+
+
+def assert_close(name, value, expected, tolerance=TOLERANCE):
+    value, expected = np.asarray(value), np.asarray(expected)
+    assert value.shape == expected.shape, name
+    if expected.size:
+        error = np.abs(value - expected).max()
+        assert error <= tolerance * np.abs(expected).max(), f"{name}: error {error}"
+
+
+def compare(config, rng, start="empty", spans=None, block=BLOCK, segments=3):
+    """Segment after segment; each of the two models carries its own past."""
+    p = random_parameters(config, rng, spans)
+    weights = as_lists(p)
+    past = starting_past(config, p, rng, start)
+    scalar_past = past.tolist()
+    for _ in range(segments):
+        tokens, targets = rng.integers(config.vocabulary, size=(2, BATCH, block))
+        out = model.forward(p, config, tokens, targets, past)
+        expected = scalar.forward(weights, config, tokens.tolist(), targets.tolist(), scalar_past)
+        assert_close("loss", out.loss, expected.loss)
+        assert_close("token_loss", out.token_loss, expected.token_loss)
+        assert_close("span_penalty", out.span_penalty, expected.span_penalty)
+        assert_close("past", out.past, expected.past)
+        scores = model.log_probabilities(p, config, tokens, past)
+        assert_close("log_probabilities", scores, expected.log_probabilities)
+        assert_close("log_probabilities, word by word", np.exp(scores), np.exp(expected.log_probabilities))
+        past, scalar_past = out.past, expected.past
+
+
+POSITIONS = ({}, {"share_positions": False}, {"positions": "none"})
+
+
+@pytest.mark.parametrize("sublayers", [MEMORY, FEED_FORWARD, {"variant": "transformer"}], ids=["memory", "ff", "neither"])
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-8, 0.3])
+@pytest.mark.parametrize("attend_self", [False, True])
+@pytest.mark.parametrize("positions", POSITIONS, ids=["shared", "per-layer", "none"])
+@pytest.mark.parametrize("adaptive_span", [True, False], ids=["adaptive", "fixed"])
+def test_layers(sublayers, norm, epsilon, attend_self, positions, adaptive_span):
+    config = configuration(**sublayers, **positions, norm=norm, normalizer_epsilon=epsilon, attend_self=attend_self,
+                           adaptive_span=adaptive_span)
+    compare(config, np.random.default_rng(1), "empty" if config.memory or attend_self else "zeros", segments=2)
+
+
+@pytest.mark.parametrize("start", ["empty", "zeros", 1, 3, 4, 5, 6, 8, 12])
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("attend_self", [False, True])
+def test_pasts_of_any_length(start, norm, attend_self):
+    compare(configuration(**MEMORY, norm=norm, attend_self=attend_self), np.random.default_rng(2), start)
+
+
+@pytest.mark.parametrize(("span", "block"), [(1, 1), (1, 4), (2, 7), (5, 1), (5, 13), (9, 2)])
+@pytest.mark.parametrize("attend_self", [False, True])
+@pytest.mark.parametrize("start", ["empty", "zeros"])
+def test_spans_and_blocks_of_any_length(span, block, attend_self, start):
+    compare(configuration(**MEMORY, span=span, attend_self=attend_self), np.random.default_rng(3), start, block=block)
+
+
+SHAPES = [{"heads": 1}, {"heads": 8}, {"layers": 1}, {"layers": 4}, {"width": 4}, {"memory": 1}, {"memory": 9},
+          {"vocabulary": 1}, {"heads": 4, "width": 12}]
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_other_sizes(changes):
+    compare(configuration(**{**MEMORY, **changes}), np.random.default_rng(4))
+
+
+@pytest.mark.parametrize("spans", [(0, 0), (0, 1), (1, 1), (0.4, 0.6), (0.2, 0.8), (0.1, 0.9), (0.5, 0)], ids=str)
+@pytest.mark.parametrize("ramp", [1, 2, 3, 32])
+@pytest.mark.parametrize("attend_self", [False, True])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-8, 0.3])
+def test_spans_on_and_off_the_kinks(spans, ramp, attend_self, epsilon):
+    config = configuration(**MEMORY, span_ramp=ramp, attend_self=attend_self, normalizer_epsilon=epsilon)
+    compare(config, np.random.default_rng(5), "zeros", spans, segments=2)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_plain_input_and_output(tied, norm):
+    compare(configuration(**MEMORY, tie_tables=tied, norm=norm), np.random.default_rng(6))
+
+
+CUTOFFS = [(3,), (3, 5), (1, 2, 6), (3, 3, 5), (3, 5, 5), (2, 7), (7,), (7, 7), (4, 4, 4)]
+
+
+@pytest.mark.parametrize("cutoffs", CUTOFFS, ids=str)
+@pytest.mark.parametrize("order", ["ascending", "reversed"])
+@pytest.mark.parametrize(("tie_tables", "tie_projections"), list(product([False, True], repeat=2)))
+def test_adaptive_input_and_softmax(cutoffs, order, tie_tables, tie_projections):
+    config = configuration(**MEMORY, cutoffs=cutoffs, divisor=2, cluster_order=order, tie_tables=tie_tables,
+                           tie_projections=tie_projections)
+    compare(config, np.random.default_rng(7), segments=2)
+
+
+def test_adaptive_softmax_over_the_baseline_before_its_norm():
+    compare(configuration(**FEED_FORWARD, cutoffs=(2, 5), divisor=1, norm="pre", tie_tables=True, attend_self=True),
+            np.random.default_rng(8))
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-8])
+def test_a_query_without_a_slot_is_an_error(epsilon):
+    config = configuration(**FEED_FORWARD, normalizer_epsilon=epsilon)
+    with pytest.raises(ValueError, match="sees nothing"):
+        compare(config, np.random.default_rng(9))
+
+
+UPDATES = {
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.5, "clip": 0.0},
+    "sgd, momentum": {"optimizer": "sgd", "learning_rate": 0.5, "clip": 0.0, "momentum": 0.9},
+    "sgd, momentum, all clipped": {"optimizer": "sgd", "learning_rate": 2.0, "clip": 0.7, "momentum": 0.9},
+    "adagrad, each clipped": {"optimizer": "adagrad", "learning_rate": 0.2, "clip": 0.6, "clip_each": True},
+    "adagrad": {"optimizer": "adagrad", "learning_rate": 0.2, "clip": 0.0},
+    "adam": {"optimizer": "adam", "learning_rate": 0.05, "clip": 0.0},
+    "adam, all clipped": {"optimizer": "adam", "learning_rate": 0.05, "clip": 0.7},
+    "adam, none above the clip": {"optimizer": "adam", "learning_rate": 0.05, "clip": 70.0},
+    "adam, each clipped": {"optimizer": "adam", "learning_rate": 0.05, "clip": 0.6, "clip_each": True},
+    "adam, other betas": {"optimizer": "adam", "learning_rate": 0.05, "clip": 0.7, "adam_betas": (0.6, 0.8)},
+}
+SCHEDULES = {"constant": {}, "warm-up": {"warm_up": 3}, "last": {"last_updates": 2}, "long warm-up": {"warm_up": 40},
+             "both": {"warm_up": 2, "last_updates": 2}}
+
+
+def flat(p):
+    return {name: p[name].ravel().tolist() for name in p}
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES.values()), ids=list(SCHEDULES))
+@pytest.mark.parametrize("method", list(UPDATES.values()), ids=list(UPDATES))
+def test_updates(method, schedule):
+    """Gradients are refimpl's own, at refimpl's own parameters, so that the optimiser's arithmetic alone is compared."""
+    rng = np.random.default_rng(10)
+    config = configuration(**MEMORY)
+    train_config = TrainConfig(batch=BATCH, block=BLOCK, updates=5, dtype="float64", **method, **schedule)
+    p = random_parameters(config, rng, spans=(0.02, 0.97))
+    expected, reference = flat(p), scalar.ScalarOptimizer(train_config, flat(p))
+    state = optimizers.initialize(train_config, p)
+    past, spans_at_bounds = model.initial_past(config, batch=BATCH, like=p.vector), 0
+    for update in range(1, 6):
+        tokens, targets = rng.integers(config.vocabulary, size=(2, BATCH, BLOCK))
+        out = model.forward(p, config, tokens, targets, past)
+        gradients = flat(model.backward(out.saved))
+        if method["clip"] in (0.6, 0.7):
+            scales = set(scalar.clip_scales(train_config, gradients).values())
+            assert min(scales) < 1
+            assert (1.0 in scales) == train_config.clip_each
+        reference.update(expected, gradients)
+        result = training.update(p, state, config, train_config, tokens, targets, past)
+        assert_close("loss", result.loss, out.loss, 1e-12)
+        assert_close("past", result.past, out.past, 1e-12)
+        for name, values in flat(p).items():
+            assert_close(f"update {update}, {name}", values, expected[name], 1e-12)
+        spans_at_bounds += sum(rho in (0.0, 1.0) for name in p if name.endswith(".span") for rho in p[name].tolist())
+        past = result.past
+    assert spans_at_bounds > 0 or "warm_up" in schedule
