@@ -1,6 +1,7 @@
 """The `refimpl` command: parse, call, print. No computation."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -28,31 +29,38 @@ class EndedError(Exception):
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits with its code: expected errors are one line, a traceback comes only with --debug."""
-    given = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in given
+    debugging = {"on": False}
     try:
-        code = commands.main([word for word in given if word != "--debug"], prog_name="refimpl", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        code = commands.main(arguments, prog_name="refimpl", standalone_mode=False, obj=debugging)
     except EndedError as end:
         sys.exit(end.code)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        _fail("interrupted", INTERRUPTED)
-    except NonFiniteError as error:
-        _fail(str(error), PROBLEM)
-    except click.ClickException as error:
-        hint = " (--help shows an example)" if isinstance(error, click.UsageError) else ""
-        _fail(error.format_message() + hint, USAGE)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what reads our output has had enough
+    except SystemExit:  # click's, and only where the reader of our output has had enough: no failure
         sys.exit(0)
-    except (InputError, OSError, MemoryError) as error:
-        if debug:
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(USAGE)
+    except Exception as error:
+        if debugging["on"]:
             traceback.print_exc()
-        _fail(str(error) or "not enough memory", USAGE)
-    except Exception as error:  # a crash must read neither as a mismatch nor as bad input
-        if debug:
-            traceback.print_exc()
-        _fail(f"a bug in refimpl, {type(error).__name__}: {error} (--debug shows where)", BUG)
+        _fail(*_verdict(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _verdict(error: Exception) -> tuple[str, int]:
+    """The line and the exit code for an error: a crash must read neither as a mismatch nor as bad input."""
+    if isinstance(error, click.exceptions.Abort):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, NonFiniteError):
+        return str(error), PROBLEM
+    if isinstance(error, click.ClickException):
+        hint = " (--help shows an example)" if isinstance(error, click.UsageError) else ""
+        return error.format_message() + hint, USAGE
+    if isinstance(error, InputError | OSError | MemoryError):
+        return str(error) or "not enough memory", USAGE
+    return f"a bug in refimpl, {type(error).__name__}: {error} (--debug shows where)", BUG
 
 
 def _fail(message: str, code: int) -> None:
@@ -60,10 +68,18 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    context.obj["on"] = context.obj["on"] or value
+
+
+debug_option = click.option("--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug,
+                            help="Show the traceback of an error.")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def commands(debug: bool) -> None:
+@debug_option
+def commands() -> None:
     """All-attention transformers with adaptive spans, in NumPy, forward and backward by hand.
 
     \b
@@ -83,7 +99,9 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+as_json = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."), debug_option,
+)
 store_option = click.option("--store", type=click.Path(path_type=Path), default=None, envvar="REFIMPL_STORE",
                             help="Where encoded texts are kept.  [default: the user's cache folder]")
 data_options = _options(
@@ -119,13 +137,17 @@ def train(
     refimpl train --out runs/mine --resume
     refimpl train --preset enwik8-all-attention --dry-run
     """
-    from refimpl import jobs
+    from refimpl import console, jobs
 
     request = jobs.Request(preset, config_file, data_path, vocabulary, assignments, out, _store(store))
     if dry_run:
-        _show_dry_run(jobs.dry_run(request), as_json)
+        result = jobs.dry_run(request)
+        console.show(result, console.dry_run_text(result), as_json)
         return
+    if time_limit is not None and not math.isfinite(time_limit):
+        raise InputError(f"--time-limit: expected a finite number of seconds, got {time_limit}")
     run, unit, evaluate = jobs.open_run(request, resume)
+    _tell_passed_over(run.saved.passed_over, str(run.saved.path))
     run.time_limit = time_limit
     _train(run, unit, evaluate, as_json)
 def _train(run: Any, unit: str, evaluate: Callable[[], Any], as_json: bool) -> None:
@@ -160,17 +182,6 @@ def _train(run: Any, unit: str, evaluate: Callable[[], Any], as_json: bool) -> N
     console.show(result, "\n".join(f"{name:<12}{value}" for name, value in text), as_json)
 
 
-def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
-    from refimpl import console
-
-    rows = [(group.replace("_", " "), f"{count:,}") for group, count in result["parameters"]["by_group"].items()]
-    rows.append(("parameters", f"{result['parameters']['total']:,}"))
-    rows += [(f"memory, {purpose}", console.amount(size)) for purpose, size in result["memory"]["by_purpose"].items()]
-    rows.append(("memory", console.amount(result["memory"]["total"])))
-    rows.append(("tokens per update", f"{result['tokens_per_update']:,}"))
-    console.show(result, console.table(rows), as_json)
-
-
 @commands.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data", "data_path", help="Another text than the run's, encoded with its vocabulary's rules.")
@@ -195,16 +206,7 @@ def evaluate(
 
     result = jobs.evaluate_run(run, data_path, _store(store), split, block, streams, protocol, yardsticks)
     _tell_passed_over(result["passed_over"], result["checkpoint"])
-    unit = result["unit"]
-    rows = [(f"{result['source']}, {split}", f"{result['tokens']:,} {unit}s scored"),
-            (f"this model, update {result['updates']}", f"{result[f'bits_per_{unit}']:.4f} bits per {unit}")]
-    if unit == "character":
-        rows.append(("", f"{result['bits_per_byte']:.4f} bits per byte"))
-    if "perplexity" in result:
-        rows += [("perplexity, <eos> counted", f"{result['perplexity']:.3f}"),
-                 ("perplexity per word without <eos>", f"{result['perplexity_without_eos']:.3f}")]
-    rows += [(name, f"{bits:.4f} bits per {unit}") for name, bits in result.get("yardsticks", {}).items()]
-    console.show(result, console.table(rows), as_json)
+    console.show(result, console.evaluation_text(result), as_json)
 
 
 @commands.command()
@@ -257,13 +259,7 @@ def data_info(path: str, vocabulary: str, assignments: tuple[str, ...], store: P
     from refimpl import console, jobs
 
     result = jobs.describe_text(path, vocabulary, assignments, _store(store))
-    rows = [("split", "bytes", "tokens", *(["<unk>"] if "unknown_share" in result else []))]
-    for split in ("train", "valid", "test"):
-        share = [f"{result['unknown_share'][split]:.2%}"] if "unknown_share" in result else []
-        rows.append((split, f"{result['bytes'][split]:,}", f"{result['tokens'][split]:,}", *share))
-    words = f"{result['vocabulary']['kind']} vocabulary of {result['vocabulary']['size']:,}"
-    heading = f"{result['source']}: {words}\nSHA-256 {result['sha256']}\n"
-    console.show(result, heading + console.table(rows), as_json)
+    console.show(result, console.corpus_text(result), as_json)
 
 
 @commands.command()

@@ -20,10 +20,13 @@ from refimpl.errors import InputError
 FORMAT = 1
 
 
-def encode_source(source: Source, sha256: str, config: DataConfig, vocabulary: Vocabulary | None, folder: Path) -> None:
+def encode_source(
+    source: Source, sha256: str, config: DataConfig, vocabulary: Vocabulary | None, folder: Path
+) -> None:
     """Writes train.bin, valid.bin, test.bin and corpus.json into an empty folder, and waits until they are on the disk.
 
-    Without a vocabulary the text's own is made. Raises InputError where the text does not fit it, or is no longer the text of that SHA-256.
+    Without a vocabulary the text's own is made. Raises InputError where the text does not fit it, or is no longer the
+    text of that SHA-256.
     """
     vocabulary = vocabulary or source_vocabulary(source, config)
     digest = hashlib.sha256()

@@ -86,8 +86,11 @@ def load(path: str | Path) -> Checkpoint:
         return _load(path)
     folders = _folders(path)
     if not folders:
+        came = "no folder" if not path.is_dir() else "neither"
+        if (path / "config.toml").is_file():
+            came = "a run that has no checkpoint yet"
         raise InputError(f"{path}: expected a checkpoint's folder (with {MANIFEST}) or a run's (with checkpoints/), got "
-                         f"{'neither' if path.is_dir() else 'no folder'}")
+                         f"{came}")
     passed_over: list[str] = []
     for folder in reversed(folders):
         try:

@@ -153,6 +153,8 @@ class TrainConfig:
                      "evaluate_every", "evaluate_tokens", "checkpoint_every"):
             _at_least(self, "train", name, 0)
         _share(self, "train", "momentum", 1, open_above=True)
+        if self.evaluate_tokens == 1:
+            raise InputError("train.evaluate_tokens: expected 0 (all) or 2 or more (the first has no target), got 1")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise InputError(f"train.adam_betas: expected two numbers in [0, 1), got {list(self.adam_betas)}")
         _one_of(self, "train", "optimizer", OPTIMIZERS)
@@ -176,6 +178,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "data")
+        if not self.path.isascii() and self.path != self.path.encode("utf-8", "replace").decode():
+            raise InputError(f"data.path: expected a name in UTF-8, got {self.path!a}")
         _one_of(self, "data", "vocabulary", VOCABULARIES)
         _one_of(self, "data", "ties", TIES)
         _one_of(self, "data", "unknown", UNKNOWNS)

@@ -48,6 +48,40 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def dry_run_text(result: Mapping[str, Any]) -> str:
+    """Parameters by group, memory by purpose and tokens per update, a row each."""
+    rows = [(group.replace("_", " "), f"{count:,}") for group, count in result["parameters"]["by_group"].items()]
+    rows.append(("parameters", f"{result['parameters']['total']:,}"))
+    rows += [(f"memory, {purpose}", amount(size)) for purpose, size in result["memory"]["by_purpose"].items()]
+    rows.append(("memory", amount(result["memory"]["total"])))
+    rows.append(("tokens per update", f"{result['tokens_per_update']:,}"))
+    return table(rows)
+
+
+def evaluation_text(result: Mapping[str, Any]) -> str:
+    """A model's score in the units of its vocabulary, then the yardsticks."""
+    unit = result["unit"]
+    rows = [(f"{result['source']}, {result['split']}", f"{result['tokens']:,} {unit}s scored"),
+            (f"this model, update {result['updates']}", f"{result[f'bits_per_{unit}']:.4f} bits per {unit}")]
+    if unit == "character":
+        rows.append(("", f"{result['bits_per_byte']:.4f} bits per byte"))
+    if unit == "word":
+        labels = {"perplexity": "perplexity, <eos> counted", "perplexity_without_eos": "perplexity per word without <eos>"}
+        rows += [(label, "infinite" if result[name] is None else f"{result[name]:.3f}") for name, label in labels.items()]
+    rows += [(name, f"{bits:.4f} bits per {unit}") for name, bits in result.get("yardsticks", {}).items()]
+    return table(rows)
+
+
+def corpus_text(result: Mapping[str, Any]) -> str:
+    """A text's vocabulary, hash, and sizes by split."""
+    shares = result.get("unknown_share")
+    rows: list[tuple[str, ...]] = [("split", "bytes", "tokens", *(["<unk>"] if shares else []))]
+    for split, size in result["bytes"].items():
+        rows.append((split, f"{size:,}", f"{result['tokens'][split]:,}", *([f"{shares[split]:.2%}"] if shares else [])))
+    vocabulary = f"{result['vocabulary']['kind']} vocabulary of {result['vocabulary']['size']:,}"
+    return f"{result['source']}: {vocabulary}\nSHA-256 {result['sha256']}\n{table(rows)}"
+
+
 def progress_text(record: Mapping[str, Any], unit: str) -> str:
     """A training record as one line; unit: what a token is."""
     if "valid_bits" in record:

@@ -1,5 +1,7 @@
 """What the commands do: brings settings, a text and a model together. Below `datasets`, above `cli` alone."""
 
+import math
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,26 +63,34 @@ def open_run(request: Request, resume: bool) -> Opened:
     runs.check_free(folder)
     asked = settings.override({}, request.assignments)["model"].get("vocabulary")
     train_config, data = TrainConfig(**tables["train"]), _absolute(DataConfig(**tables["data"]))
-    settings.model_config({"vocabulary": 1, **tables["model"]})  # wrong settings are told before a long text is read
+    # wrong settings are told before a long text is read; cutoffs must wait for its vocabulary
+    settings.model_config({**tables["model"], "vocabulary": 2**31})
     corpus = open_corpus(data, request.store)
     size = corpus.vocabulary.size
     if asked not in (None, size):
         raise InputError(f"model.vocabulary: expected {size}, the size of the text's vocabulary, got {asked}")
     config = settings.model_config({**tables["model"], "vocabulary": size})
     batches = Batches(corpus.train, train_config.batch, train_config.block, train_config.seed)
+    _check_validation(corpus)
     run = runs.begin(folder, config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256)
     return _opened(run, corpus)
 
 
+def _check_validation(corpus: Corpus) -> None:
+    if len(corpus.valid) < 2:
+        raise InputError(f"{corpus.source}, valid: expected 2 tokens or more to validate on, got {len(corpus.valid)}")
+
+
 def _resumed(request: Request) -> Opened:
     folder = request.out or Path("runs") / _name(request)
-    saved, data = checkpoint.load(folder), run_data(folder, request.data_path)
-    given = settings.preset(request.preset) if request.preset else {}
-    if request.config_file:
-        given = settings.read(request.config_file)
-    given = settings.override(given, request.assignments)
-    given["model"].pop("vocabulary", None)  # the text's, and the text is held to its SHA-256
-    runs.changed(saved, given)
+    saved, data = checkpoint.load(folder), _absolute(run_data(folder, request.data_path))
+    given = _given(request) if request.preset or request.config_file else settings.override({}, request.assignments)
+    if request.preset and not settings.override({}, request.assignments)["model"].get("vocabulary"):
+        given["model"].pop("vocabulary", None)  # a preset's gives way to the text's
+    if request.vocabulary:
+        given["data"]["vocabulary"] = request.vocabulary
+    given["data"].pop("path", None)  # the text may have moved: it is held to its SHA-256
+    runs.changed(saved, data, given)
     corpus = open_corpus(data, request.store)
     batches = Batches(corpus.train, saved.train_config.batch, saved.train_config.block, saved.train_config.seed)
     return _opened(runs.resume(folder, saved, given, data, batches, corpus.sha256), corpus)
@@ -124,7 +134,8 @@ def evaluate_run(
     if unit == "character":
         report["bits_per_byte"] = result.bits * len(tokens) / size
     if unit == "word":
-        report |= {"perplexity": result.perplexity, "perplexity_without_eos": result.perplexity_without_eos}
+        for name in ("perplexity", "perplexity_without_eos"):  # JSON has no infinity
+            report[name] = getattr(result, name) if math.isfinite(getattr(result, name)) else None
     if with_yardsticks:
         report["yardsticks"] = yardsticks(corpus.train, tokens, corpus.vocabulary.size)
     return report
@@ -144,7 +155,8 @@ def generate(path: Path, prompt: str | None, count: int, temperature: float, top
     vocabulary = _vocabulary(saved)
     tokens = _prompt(vocabulary, prompt)
     drawn = generation.generate(saved.parameters, saved.config, tokens, count, temperature, top_k, seed)
-    return Passage(prompt or "", _pieces(vocabulary, drawn), saved)
+    inside_line = bool(prompt) and not str(prompt).endswith("\n")
+    return Passage(prompt or "", _pieces(vocabulary, drawn, inside_line), saved)
 
 
 def _vocabulary(saved: Checkpoint) -> Vocabulary:
@@ -162,20 +174,19 @@ def _prompt(vocabulary: Vocabulary, prompt: str | None) -> Array:
     return tokens
 
 
-def _pieces(vocabulary: Vocabulary, drawn: Iterator[int]) -> Iterator[str]:
+def _pieces(vocabulary: Vocabulary, drawn: Iterator[int], inside_line: bool) -> Iterator[str]:
     """Text as soon as it is whole: words and lines one by one, bytes when they end a UTF-8 character."""
-    if vocabulary.kind != "byte":
-        separator = " " if vocabulary.kind == "word" else ""
+    if vocabulary.kind == "byte":
+        decoder = getincrementaldecoder("utf-8")("replace")
         for token in drawn:
-            text = vocabulary.decode([token])
-            yield text if text.endswith("\n") else text + separator
+            yield decoder.decode(bytes([token]))
+        yield decoder.decode(b"", True)
         return
-    from codecs import getincrementaldecoder
-
-    decoder = getincrementaldecoder("utf-8")("replace")
     for token in drawn:
-        yield decoder.decode(bytes([token]))
-    yield decoder.decode(b"", True)
+        text = vocabulary.decode([token])
+        apart = vocabulary.kind == "word" and inside_line and text != "\n"
+        inside_line = text != "\n"
+        yield f" {text}" if apart else text
 
 
 def run_data(path: Path, data_path: str | None) -> DataConfig:
@@ -192,11 +203,17 @@ def unit_of(vocabulary: Vocabulary) -> str:
     return vocabulary.kind
 
 
-def _tables(request: Request) -> settings.Tables:
+def _given(request: Request) -> settings.Tables:
+    """The settings of the file or the preset, the default one if neither was named, and the assignments."""
     if request.preset and request.config_file:
         raise InputError("--preset and --config: expected one of them, got both")
     base = settings.read(request.config_file) if request.config_file else settings.preset(request.preset or "laptop")
-    tables = settings.override(base, request.assignments)
+    return settings.override(base, request.assignments)
+
+
+def _tables(request: Request) -> settings.Tables:
+    """All that was asked for, in the form of a settings file."""
+    tables = _given(request)
     if request.data_path:
         tables["data"]["path"] = request.data_path
     if request.vocabulary:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ def begin(
     past = initial_past(config, train_config.batch, p.vector)
     saved = Checkpoint(config, train_config, p, state, progress, past, vocabulary)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.toml").write_text(settings.to_toml(config, train_config, data), encoding="utf-8")
+    _replace(folder / "config.toml", settings.to_toml(config, train_config, data))
     return Run(folder, saved, data, batches)
 
 
@@ -66,16 +67,16 @@ def resume(
     if text_sha256 != saved.progress["text_sha256"]:
         raise InputError(f"{data.path}: expected the text that the run was trained on, SHA-256 "
                          f"{saved.progress['text_sha256']}, got {text_sha256}")
-    saved.train_config = changed(saved, tables)
+    saved.train_config = changed(saved, data, tables)
     batches.restore(saved.progress["batches"])
     _forget_after(folder / "log.jsonl", saved.optimizer.updates)
-    (folder / "config.toml").write_text(settings.to_toml(saved.config, saved.train_config, data), encoding="utf-8")
+    _replace(folder / "config.toml", settings.to_toml(saved.config, saved.train_config, data))
     return Run(folder, saved, data, batches)
 
 
-def changed(saved: Checkpoint, tables: settings.Tables) -> TrainConfig:
+def changed(saved: Checkpoint, data: DataConfig, tables: settings.Tables) -> TrainConfig:
     """The checkpoint's TrainConfig with the changeable settings of `tables`; InputError if any other one differs."""
-    for table, config in (("model", saved.config), ("train", saved.train_config)):
+    for table, config in (("model", saved.config), ("train", saved.train_config), ("data", data)):
         for key, value in tables.get(table, {}).items():
             value, held = (tuple(v) if isinstance(v, list) else v for v in (value, getattr(config, key)))
             if value != held and not (table == "train" and key in CHANGEABLE):
@@ -87,7 +88,10 @@ def changed(saved: Checkpoint, tables: settings.Tables) -> TrainConfig:
 def check_free(folder: Path) -> None:
     """Raises InputError unless the folder is absent or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "a run (--resume goes on with it)" if (folder / "config.toml").exists() else "something else"
+        what = "something else"
+        if (folder / "config.toml").exists():
+            has_checkpoint = (folder / "checkpoints").is_dir()
+            what = "a run (--resume goes on with it)" if has_checkpoint else "a run that ended before its first checkpoint"
         raise InputError(f"{folder}: expected a new or empty folder for the run, got one that holds {what}")
 
 
@@ -122,6 +126,7 @@ def train(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bool]
                 yield _written(log, _record(run, result, losses, clock))
                 losses.clear()
             if stopped or done or _due(number, settings_now.checkpoint_every):
+                training.check_finite(saved.parameters, saved.config, result)
                 saved.path = checkpoint.save(run.folder, saved, settings_now.keep_checkpoints)
             if done or (not stopped and _due(number, settings_now.evaluate_every)):
                 yield _written(log, {"update": number, **_evaluated(evaluate())})
@@ -133,7 +138,8 @@ def train(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bool]
 def _updates(run: Run) -> Iterator[training.Result]:
     """training.run, its error naming the checkpoint that is left."""
     saved = run.saved
-    updates = training.run(saved.parameters, saved.optimizer, saved.config, saved.train_config, iter(run.batches), saved.past)
+    p, state, segments = saved.parameters, saved.optimizer, iter(run.batches)
+    updates = training.run(p, state, saved.config, saved.train_config, segments, saved.past)
     try:
         yield from updates
     except NonFiniteError as error:
@@ -195,9 +201,21 @@ def _forget_after(log: Path, update: int) -> None:
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
     if len(kept) < len(lines):
-        aside = log.with_suffix(".aside")
-        aside.write_text("".join(kept), encoding="utf-8")
-        aside.replace(log)
+        _replace(log, "".join(kept))
+
+
+def _replace(path: Path, text: str) -> None:
+    """The file's new content, or on any error its old one."""
+    aside = path.with_name(f".{path.name}.aside")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _due(number: int, every: int) -> bool:

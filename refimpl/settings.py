@@ -81,8 +81,9 @@ def to_toml(model: ModelConfig, train: TrainConfig, data: DataConfig) -> str:
     lines = []
     for table, config in (("model", model), ("train", train), ("data", data)):
         lines.append(f"[{table}]")
-        # a JSON number, string, boolean or list of numbers is TOML too
-        lines += [f"{key} = {json.dumps(value)}" for key, value in asdict(config).items()]
+        # a JSON number, string, boolean or list of numbers is TOML too, but for the one control character that JSON leaves
+        content = {key: json.dumps(value, ensure_ascii=False) for key, value in asdict(config).items()}
+        lines += [f"{key} = {value}".replace("\x7f", "\\u007f") for key, value in content.items()]
         lines.append("")
     return "\n".join(lines)
 

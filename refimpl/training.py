@@ -26,13 +26,15 @@ class Segment(Protocol):
 
 
 class Result(NamedTuple):
-    """One update's mean loss and span penalty before it, the past for the next segment, gradient norm and rate."""
+    """One update: mean loss and span penalty before it, past for the next segment, gradient norm, rate, what it saw."""
 
     loss: Array
     span_penalty: Array
     past: Array
     gradient_norm: Array
     learning_rate: float
+    tokens: Array
+    targets: Array
 
 
 class _Share(NamedTuple):
@@ -70,12 +72,24 @@ def update(
         # the one number that every update reads back: a step from a gradient that is not finite can't be undone
         if not module_of(norm).isfinite(loss + norm):
             raise NonFiniteError(f"update {number}: loss {float(loss)}, gradient norm {float(norm)}; first tensor that is "
-                                 f"not finite: {_first_nonfinite(p, g, results)}")
+                                 f"not finite: {_first_nonfinite(p, g, [share.out for share in results])}")
         optimizers.update(p, g, state, train_config)
     pasts = [share.out.past for share in results]
     new_past = pasts[0] if len(pasts) == 1 else module_of(loss).concatenate(pasts, axis=1)
     rate = optimizers.learning_rate(train_config, number)
-    return Result(loss, results[0].out.span_penalty, new_past, norm, rate)
+    return Result(loss, results[0].out.span_penalty, new_past, norm, rate, tokens, targets)
+
+
+def check_finite(p: Parameters, config: ModelConfig, result: Result) -> None:
+    """Raises NonFiniteError, with the first such tensor, if the update has left a model whose loss is not finite.
+
+    update() looks at the loss before its step; before a checkpoint is written the step must have been a good one.
+    """
+    with quiet():
+        out = model.forward(p, config, result.tokens, result.targets, result.past)
+        if not (module_of(p.vector).isfinite(out.loss) and module_of(p.vector).isfinite(p.vector).all()):
+            raise NonFiniteError(f"after the last update: loss {float(out.loss)}; first tensor that is not finite: "
+                                 f"{_first_nonfinite(p, None, [out])}")
 
 
 def run(
@@ -118,13 +132,13 @@ def _combine(results: list[_Share], batch: int) -> tuple[Array, Parameters]:
     return loss, g
 
 
-def _first_nonfinite(p: Parameters, g: Parameters, results: list[_Share]) -> str:
+def _first_nonfinite(p: Parameters, g: Parameters | None, outputs: list[model.Output]) -> str:
     """The first tensor, in the order of computation, that is not finite: parameter, hidden state, gradient."""
     xp = module_of(p.vector)
     named = [(f"parameter {name}", p[name]) for name in p]
     for layer in range(p.config.layers + 1):
         name = f"input of layers.{layer}" if layer < p.config.layers else "last hidden state"
-        named += [(name, share.out.saved.hidden[layer]) for share in results]
-    named += [("token loss", share.out.token_loss) for share in results]
-    named += [(f"gradient of {name}", g[name]) for name in reversed(list(g))]
+        named += [(name, out.saved.hidden[layer]) for out in outputs]
+    named += [("token loss", out.token_loss) for out in outputs]
+    named += [(f"gradient of {name}", g[name]) for name in reversed(list(g))] if g is not None else []
     return next((name for name, tensor in named if not xp.isfinite(tensor).all()), "gradient norm")

@@ -56,7 +56,8 @@ def word_by_word(hidden, word, weights, order):
     while word >= first + sizes[cluster]:
         first += sizes[cluster]
         cluster += 1
-    tail = [float(projected[cluster] @ row + b) for row, b in zip(weights.tables[cluster], weights.biases[cluster], strict=True)]
+    rows = zip(weights.tables[cluster], weights.biases[cluster], strict=True)
+    tail = [float(projected[cluster] @ row + b) for row, b in rows]
     inside = math.log(math.fsum(math.exp(s) for s in tail)) - tail[word - first]
     return math.log(total) - slots[cluster - 1] + inside
 

@@ -107,7 +107,8 @@ def test_memory_permutes_freely_and_a_constant_logit_changes_nothing(seed, block
     options = attention.Options(size, 2, 0.0, attend_self)
     y, _ = attention.forward(arguments, options)
     order = np.random.default_rng(seed).permutation(slots + 1)
-    permuted = arguments._replace(memory_keys=arguments.memory_keys[:, order], memory_values=arguments.memory_values[:, order])
+    keys, values = arguments.memory_keys[:, order], arguments.memory_values[:, order]
+    permuted = arguments._replace(memory_keys=keys, memory_values=values)
     np.testing.assert_allclose(attention.forward(permuted, options)[0], y, rtol=0, atol=1e-13)
 
 
@@ -145,7 +146,8 @@ def test_every_dtype_is_kept(dtype):
 def test_longdouble_agrees_with_float64_to_float64s_roundoff_and_not_exactly():
     arguments = draw(17, width=5)
     double, _ = attention.forward(arguments, attention.Options(4, 2))
-    extended, _ = attention.forward(attention.Arguments(*(a.astype("longdouble") for a in arguments)), attention.Options(4, 2))
+    longer = attention.Arguments(*(a.astype("longdouble") for a in arguments))
+    extended, _ = attention.forward(longer, attention.Options(4, 2))
     assert 0 < np.abs(double - extended).max() < 1e-14
 
 

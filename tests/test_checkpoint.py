@@ -372,8 +372,10 @@ def test_a_save_that_fails_anywhere_leaves_the_old_checkpoint(make, tmp_path, mo
         if not raised:
             assert whole == [new], f"call {failed}"
         for folder in (run / "checkpoints").iterdir():
-            assert not folder.name.startswith("."), f"left behind after call {failed}"
-            checkpoint.load(folder)
+            if folder.name.startswith("."):  # where only the clean-up failed: the next save does it
+                assert not raised, f"left behind after call {failed}"
+            else:
+                checkpoint.load(folder)
         if calls <= failed:
             assert failed > 10
             return

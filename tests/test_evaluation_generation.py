@@ -16,7 +16,8 @@ from refimpl.evaluation import Evaluation, evaluate
 CONFIG = ModelConfig(vocabulary=11, width=8, heads=2, layers=2, span=6, memory=3, span_ramp=4, span_initial=0.3)
 FORMS = [
     {}, {"attend_self": True}, {"norm": "pre"}, {"norm": "pre", "zero_past": True}, {"normalizer_epsilon": 1e-8},
-    {"memory": 0, "feed_forward": 9, "zero_past": True}, {"memory": 0, "feed_forward": 9, "attend_self": True, "norm": "pre"},
+    {"memory": 0, "feed_forward": 9, "zero_past": True},
+    {"memory": 0, "feed_forward": 9, "attend_self": True, "norm": "pre"},
     {"cutoffs": (3, 6), "divisor": 2}, {"positions": "none", "adaptive_span": False}, {"share_positions": False, "span": 1},
 ]
 

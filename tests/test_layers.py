@@ -63,7 +63,8 @@ def test_layer_norm_ignores_shift_and_scale_up_to_its_epsilon(seed, shift, scale
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("rate", [None, 0.3])
 def test_feed_forward_gradient(check_pair, seed, rate):
-    arguments = [normal(seed, 2, 3, 4), normal(seed + 1, 6, 4), normal(seed + 2, 6), normal(seed + 3, 4, 6), normal(seed + 4, 4)]
+    shapes = [(2, 3, 4), (6, 4), (6,), (4, 6), (4,)]
+    arguments = [normal(seed + i, *shape) for i, shape in enumerate(shapes)]
     keep = None if rate is None else normal(seed + 5, 2, 3, 6) > 0
 
     def run(h, *weights):

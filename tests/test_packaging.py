@@ -42,7 +42,8 @@ def test_the_checkout_runs_from_its_root(arguments):
 def wheel(tmp_path_factory):
     """The wheel of this checkout, unpacked."""
     built, unpacked = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("unpacked")
-    run("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(built), str(ROOT), cwd=built)
+    offline = ("--no-deps", "--no-build-isolation", "--no-index")
+    run("-m", "pip", "wheel", "-q", *offline, "-w", str(built), str(ROOT), cwd=built)
     (file,) = built.glob("*.whl")
     with zipfile.ZipFile(file) as archive:
         archive.extractall(unpacked)
@@ -51,7 +52,8 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_has_one_top_level_name_and_everything_in_it(wheel):
     assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"refimpl"}
-    here = {path.relative_to(ROOT / "refimpl") for path in (ROOT / "refimpl").rglob("*.*") if "__pycache__" not in path.parts}
+    files = [path for path in (ROOT / "refimpl").rglob("*.*") if "__pycache__" not in path.parts]
+    here = {path.relative_to(ROOT / "refimpl") for path in files}
     here |= {path.relative_to(ROOT) for folder in ("gradcheck", "datasets") for path in (ROOT / folder).rglob("*.py")}
     there = {path.relative_to(wheel / "refimpl") for path in (wheel / "refimpl").rglob("*.*")}
     assert there == here | {Path("cli.py")}

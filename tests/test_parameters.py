@@ -71,7 +71,8 @@ def test_first_values_are_distributed_as_documented():
 
 
 def test_first_values_depend_on_the_seed_and_differ_between_dtypes_by_rounding_only():
-    single, double, extended = (parameters.initialize(CONFIG, 3, dtype).vector for dtype in ("float32", "float64", "longdouble"))
+    dtypes = ("float32", "float64", "longdouble")
+    single, double, extended = (parameters.initialize(CONFIG, 3, dtype).vector for dtype in dtypes)
     np.testing.assert_array_equal(single, double.astype("float32"))
     np.testing.assert_array_equal(extended, double)
     assert (parameters.initialize(CONFIG, 4).vector != double).mean() > 0.9

@@ -1,0 +1,139 @@
+"""Training that a signal stops: a checkpoint, an exit code, and a resumed run that can't be told from one without it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from refimpl import checkpoint, jobs, training
+
+UPDATES = 800
+PIPE = 4096  # bytes, where the system lets us choose: a run that is not read cannot run away
+
+
+@pytest.fixture
+def arguments(text, tiny):
+    values = (f"train.updates={UPDATES}", "train.log_every=1", "train.workers=1")
+    return ["train", "--data", str(text), *tiny, *(word for value in values for word in ("--set", value))]
+
+
+@pytest.fixture
+def stopped(tmp_path, store):
+    """stopped(number, arguments): the exit code, stdout and stderr of a run that got the signal after four updates."""
+
+    def start(number, arguments):
+        with subprocess.Popen([sys.executable, "-m", "refimpl", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              encoding="utf-8", env={**os.environ, "REFIMPL_STORE": str(store)}, pipesize=PIPE) as process:
+            seen = [process.stderr.readline() for _ in range(4)]
+            assert all(line.startswith("update ") for line in seen), seen
+            process.send_signal(number)
+            out, err = process.communicate()
+        return process.returncode, out, "".join(seen) + err
+
+    return start
+
+
+def losses(run):
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
+    return [(record["update"], record["loss"]) for record in records if "loss" in record]
+
+
+def state(run):
+    newest = max((run / "checkpoints").iterdir())
+    return {name: (newest / f"{name}.safetensors").read_bytes() for name in ("parameters", "optimizer", "past")}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("extra", [(), ("model.dropout=0.2", "model.embedding_dropout=0.1"), ("train.warm_up=500",
+                                   "train.last_updates=200", "train.optimizer=sgd", "train.momentum=0.9")],
+                         ids=["plain", "dropout", "schedule"])
+def test_a_stopped_run_resumes_to_the_same_bits(command, arguments, stopped, tmp_path, number, code, extra):
+    arguments = [*arguments, *(word for value in extra for word in ("--set", value))]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    ended, out, err = stopped(number, [*arguments, "--out", str(run)])
+    assert ended == code, err
+    assert out == ""
+    reached = checkpoint.load(run).optimizer.updates
+    assert 4 <= reached < UPDATES
+    last = err.splitlines()[-1]
+    assert f"stopped at update {reached}" in last
+    assert str(run / "checkpoints" / f"update-{reached:08d}") in last
+    assert "--resume" in last
+    assert "Traceback" not in err
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"update-{reached:08d}"]
+
+    assert command("train", "--out", run, "--resume").code == 0
+    assert command(*arguments, "--out", whole).code == 0
+    assert state(run) == state(whole)
+    assert losses(run) == losses(whole)
+    assert len(losses(whole)) == UPDATES
+
+
+def test_a_run_stopped_twice(command, arguments, stopped, tmp_path):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert stopped(signal.SIGINT, [*arguments, "--out", str(run)])[0] == 130
+    first = checkpoint.load(run).optimizer.updates
+    assert stopped(signal.SIGTERM, ["train", "--out", str(run), "--resume"])[0] == 143
+    assert first + 4 <= checkpoint.load(run).optimizer.updates < UPDATES
+    assert command("train", "--out", run, "--resume").code == 0
+    assert command(*arguments, "--out", whole).code == 0
+    assert state(run) == state(whole)
+
+
+def test_resuming_with_other_threads_is_allowed_and_close(command, arguments, stopped, tmp_path):
+    """More workers add the rows in another order: the same model up to rounding, which training may well amplify."""
+    run = tmp_path / "run"
+    assert stopped(signal.SIGINT, [*arguments, "--out", str(run)])[0] == 130
+    reached = checkpoint.load(run).optimizer.updates
+    assert command("train", "--out", run, "--resume", "--set", "train.workers=2").code == 0
+    assert checkpoint.load(run).train_config.workers == 2
+    assert [update for update, _ in losses(run)] == list(range(1, UPDATES + 1))
+    assert reached < UPDATES
+
+
+def test_a_second_signal_does_not_wait(command, text, tiny, tmp_path, monkeypatch):
+    """Two signals within one validation: it ends at once, with one line and the checkpoints that there are."""
+
+    def impatient(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second signal must end this")
+
+    monkeypatch.setattr(jobs, "score", impatient)
+    values = ("--set", "train.evaluate_every=2", "--set", "train.checkpoint_every=1")
+    end = command("train", "--data", text, "--out", tmp_path / "run", *tiny, *values)
+    assert end.code == 130
+    assert end.err.splitlines()[-1] == "refimpl: interrupted"
+    assert checkpoint.load(tmp_path / "run").optimizer.updates == 2
+
+
+def test_a_signal_before_training_writes_nothing(command, text, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "open_corpus", lambda *_: signal.raise_signal(signal.SIGINT))
+    end = command("train", "--data", text, "--out", tmp_path / "run", *tiny)
+    assert end.code == 130
+    assert end.err.strip() == "refimpl: interrupted"  # after an empty line: the terminal has written ^C
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_in_the_first_update_still_leaves_a_checkpoint(command, text, tiny, tmp_path, monkeypatch):
+    update = training.update
+
+    def during(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return update(*arguments)
+
+    monkeypatch.setattr(training, "update", during)
+    end = command("train", "--data", text, "--out", tmp_path / "run", *tiny)
+    assert end.code == 130
+    assert checkpoint.load(tmp_path / "run").optimizer.updates == 1
+
+
+def test_the_signal_handlers_are_put_back(command, text, tiny, tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert command("train", "--data", text, "--out", tmp_path / "run", *tiny).code == 0
+    lost = ("--set", "train.learning_rate=1e30", "--set", "train.optimizer=sgd", "--set", "train.clip=0")
+    assert command("train", "--data", text, "--out", tmp_path / "lost", *tiny, *lost).code == 1
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
