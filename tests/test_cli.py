@@ -323,6 +323,15 @@ def test_a_checkpoints_own_folder_will_do(command, trained):
     assert command("generate", folder, "--length", 5).out == command("generate", trained, "--length", 5).out
 
 
+def test_a_checkpoint_named_from_beside_it(command, trained, monkeypatch):
+    loss = strict(command("eval", trained, "--json").out)["loss"]
+    for folder, name in (("checkpoints", "update-00000006"), ("checkpoints/update-00000006", "."), (".", ".")):
+        monkeypatch.chdir(trained / folder)
+        end = command("eval", name, "--json")
+        assert end.code == 0, end.err
+        assert strict(end.out)["loss"] == loss
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_and_told(command, text, tiny, tmp_path):
     run = tmp_path / "run"
     assert command("train", "--data", text, "--out", run, *tiny, "--set", "train.checkpoint_every=3").code == 0
@@ -355,6 +364,14 @@ def test_generation(command, train_on, kind, prompt):
     result = strict(command("generate", run, "--prompt", prompt, "--length", 40, "--seed", 3, "--json").out)
     assert result["prompt"] == prompt
     assert (prompt + result["text"]).strip() == first.out.strip()
+
+
+@pytest.mark.parametrize("prompt", ["the ", "the cat\n", "the\tcat"])
+def test_a_prompt_of_words_keeps_its_white_space(command, train_on, prompt):
+    run = train_on("word")
+    drawn = command("generate", run, "--prompt", prompt, "--length", 20, "--seed", 1).out.removeprefix(prompt)
+    assert drawn[0] in (" ", "\n") if prompt.endswith("t") else drawn[0] != " "
+    assert "  " not in drawn
 
 
 def test_generated_bytes_are_as_many_as_asked(command, trained):

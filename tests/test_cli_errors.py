@@ -239,6 +239,12 @@ def test_nothing_to_resume(refused, tmp_path, text, tiny, out):
     refused(("train", "--out", tmp_path / "empty", "--resume"), tmp_path / "empty", "expected a checkpoint's folder")
 
 
+def test_a_checkpoint_is_no_run_to_resume(refused, trained):
+    """A run that goes on inside its own checkpoint would be lost from sight, and from the next pruning on from the disk."""
+    folder = trained / "checkpoints" / "update-00000006"
+    refused(("train", "--out", folder, "--resume", *options("train.updates=8")), folder, "expected a run's folder")
+
+
 @pytest.mark.parametrize("words", [("eval",), ("generate",), ("train", "--resume", "--out")], ids=" ".join)
 def test_a_folder_that_is_not_a_checkpoint(refused, tmp_path, text, words):
     (tmp_path / "other").mkdir()
@@ -364,7 +370,9 @@ def test_the_last_good_checkpoint_is_not_replaced_by_a_lost_model(command, text,
     assert command("train", "--data", text, "--out", out, *tiny, *diverge(*every), *options("train.updates=4")).code == 0
     end = command("train", "--out", out, "--resume", *options("train.learning_rate=1e30", "train.updates=20"))
     assert end.code == 1
-    only_the_error(end)
+    line = only_the_error(end)
+    assert "first tensor that is not finite: " in line
+    assert str(out / "checkpoints" / "update-00000004") in line
     scored = command("eval", out, "--json")
     assert scored.code == 0, scored.err
     assert json.loads(scored.out)["updates"] == 4
@@ -449,6 +457,19 @@ def test_no_room_for_a_new_run(command, cramped, text, tiny, out):
     cramped(0, ("train", "--data", text, "--out", out, *tiny))
     assert not (out / "config.toml").exists()
     assert command("train", "--data", text, "--out", out, *tiny).code == 0
+
+
+def test_no_room_for_the_first_checkpoint(command, text, tiny, out, monkeypatch):
+    """There is then nothing to resume, and the messages must not send from one command to the other and back."""
+    assert command("data", "info", text).code == 0  # the text is in the store already
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", full)
+        end = command("train", "--data", text, "--out", out, *tiny)
+    assert end.code == 2
+    again, resumed = command("train", "--data", text, "--out", out, *tiny), command("train", "--out", out, "--resume")
+    assert again.code == 0 or "(--resume goes on with it)" not in again.err
+    assert resumed.code == 2
+    assert "no checkpoint" in resumed.err
 
 
 def test_no_memory(refused, trained, monkeypatch):
