@@ -28,7 +28,7 @@ check: $(VENV)/installed-for-tests types
 # the checkout's folders become one package only when installed, so what is type-checked is an unpacked wheel
 types: $(VENV)/installed-for-tests
 	@rm -rf build/wheel build/types && mkdir -p build/types
-	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w build/wheel .
+	$(BIN)/python -m hatchling build -t wheel -d build/wheel
 	$(BIN)/python -m zipfile -e build/wheel/*.whl build/types
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p refimpl
 

@@ -69,9 +69,9 @@ def save(run: Path, saved: Checkpoint, keep: int = 2) -> Path:
             old.rename(final)
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    kept = [folder for folder in _folders(run) if folder.name <= final.name][-keep:]
+    kept = [folder for folder in folders(run) if folder.name <= final.name][-keep:]
     # beside what is no longer kept, what writers that were killed have left
-    for folder in [*(set(_folders(run)) - set(kept)), *parent.glob(".update-*")]:
+    for folder in [*(set(folders(run)) - set(kept)), *parent.glob(".update-*")]:
         shutil.rmtree(folder, ignore_errors=True)
     return final
 
@@ -84,15 +84,15 @@ def load(path: str | Path) -> Checkpoint:
     path = Path(path)
     if (path / MANIFEST).is_file():
         return _load(path)
-    folders = _folders(path)
-    if not folders:
+    found = folders(path)
+    if not found:
         came = "no folder" if not path.is_dir() else "neither"
         if (path / "config.toml").is_file():
             came = "a run that has no checkpoint yet"
         raise InputError(f"{path}: expected a checkpoint's folder (with {MANIFEST}) or a run's (with checkpoints/), got "
                          f"{came}")
     passed_over: list[str] = []
-    for folder in reversed(folders):
+    for folder in reversed(found):
         try:
             saved = _load(folder)
         except InputError as error:
@@ -103,10 +103,10 @@ def load(path: str | Path) -> Checkpoint:
     raise InputError(passed_over[0])
 
 
-def _folders(run: Path) -> list[Path]:
+def folders(run: Path) -> list[Path]:
     """A run's checkpoints, oldest first; one that a writer moved out of its way stands before the one in its place."""
-    folders = [folder for folder in (run / "checkpoints").glob("update-*") if folder.is_dir()]
-    return sorted(folders, key=lambda folder: (folder.name.removesuffix(OLD), not folder.name.endswith(OLD)))
+    found = [folder for folder in (run / "checkpoints").glob("update-*") if folder.is_dir()]
+    return sorted(found, key=lambda folder: (folder.name.removesuffix(OLD), not folder.name.endswith(OLD)))
 
 
 def _write_files(folder: Path, saved: Checkpoint) -> None:

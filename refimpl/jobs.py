@@ -83,6 +83,8 @@ def _check_validation(corpus: Corpus) -> None:
 
 def _resumed(request: Request) -> Opened:
     folder = request.out or Path("runs") / _name(request)
+    if (folder / checkpoint.MANIFEST).exists():
+        raise InputError(f"{folder}: expected a run's folder to go on with, got a checkpoint's")
     saved, data = checkpoint.load(folder), _absolute(run_data(folder, request.data_path))
     given = _given(request) if request.preset or request.config_file else settings.override({}, request.assignments)
     if request.preset and not settings.override({}, request.assignments)["model"].get("vocabulary"):
@@ -155,8 +157,8 @@ def generate(path: Path, prompt: str | None, count: int, temperature: float, top
     vocabulary = _vocabulary(saved)
     tokens = _prompt(vocabulary, prompt)
     drawn = generation.generate(saved.parameters, saved.config, tokens, count, temperature, top_k, seed)
-    inside_line = bool(prompt) and not str(prompt).endswith("\n")
-    return Passage(prompt or "", _pieces(vocabulary, drawn, inside_line), saved)
+    after_word = bool(prompt) and not str(prompt)[-1].isspace()
+    return Passage(prompt or "", _pieces(vocabulary, drawn, after_word), saved)
 
 
 def _vocabulary(saved: Checkpoint) -> Vocabulary:
@@ -174,7 +176,7 @@ def _prompt(vocabulary: Vocabulary, prompt: str | None) -> Array:
     return tokens
 
 
-def _pieces(vocabulary: Vocabulary, drawn: Iterator[int], inside_line: bool) -> Iterator[str]:
+def _pieces(vocabulary: Vocabulary, drawn: Iterator[int], after_word: bool) -> Iterator[str]:
     """Text as soon as it is whole: words and lines one by one, bytes when they end a UTF-8 character."""
     if vocabulary.kind == "byte":
         decoder = getincrementaldecoder("utf-8")("replace")
@@ -184,14 +186,14 @@ def _pieces(vocabulary: Vocabulary, drawn: Iterator[int], inside_line: bool) -> 
         return
     for token in drawn:
         text = vocabulary.decode([token])
-        apart = vocabulary.kind == "word" and inside_line and text != "\n"
-        inside_line = text != "\n"
+        apart = vocabulary.kind == "word" and after_word and text != "\n"
+        after_word = text != "\n"
         yield f" {text}" if apart else text
 
 
 def run_data(path: Path, data_path: str | None) -> DataConfig:
     """How a run's text was read: [data] of its config.toml, for a checkpoint's folder too, perhaps with another path."""
-    for folder in (path, path.parent.parent):
+    for folder in (path, path.resolve().parent.parent):
         if (folder / "config.toml").is_file():
             data = DataConfig(**settings.read(folder / "config.toml")["data"])
             return replace(data, path=data_path) if data_path else data

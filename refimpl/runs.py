@@ -90,8 +90,9 @@ def check_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "something else"
         if (folder / "config.toml").exists():
-            has_checkpoint = (folder / "checkpoints").is_dir()
-            what = "a run (--resume goes on with it)" if has_checkpoint else "a run that ended before its first checkpoint"
+            what = "a run that ended before its first checkpoint"
+            if checkpoint.folders(folder):
+                what = "a run (--resume goes on with it)"
         raise InputError(f"{folder}: expected a new or empty folder for the run, got one that holds {what}")
 
 
@@ -105,13 +106,22 @@ def check_sight(config: ModelConfig) -> None:
 def train(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bool]) -> Iterator[Record]:
     """Trains to the last update, or until stop() or the time limit; yields every record that goes into log.jsonl.
 
-    A checkpoint is written every checkpoint_every updates and at the end. When the loss is not finite the error passes
-    through, and the newest checkpoint is the last good one.
+    A checkpoint is written every checkpoint_every updates and at the end. Raises NonFiniteError that names the first tensor
+    and the last good checkpoint, which is the newest.
     """
+    try:
+        yield from _records(run, evaluate, stop)
+    except NonFiniteError as error:
+        left = f"the last good checkpoint is {run.saved.path}" if run.saved.path else "no checkpoint was written yet"
+        raise NonFiniteError(f"{error}; {left}") from error
+
+
+def _records(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bool]) -> Iterator[Record]:
     saved, settings_now = run.saved, run.saved.train_config
     clock = Clock(saved.progress["seconds"], saved.optimizer.updates)
     losses: list[Array] = []
-    results = _updates(run)
+    p, state, segments = saved.parameters, saved.optimizer, iter(run.batches)
+    results = training.run(p, state, saved.config, settings_now, segments, saved.past)
     with (run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
         for result in results:
             number = saved.optimizer.updates
@@ -133,18 +143,6 @@ def train(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bool]
             if stopped or done:
                 break
     yield {"checkpoint": str(saved.path)}
-
-
-def _updates(run: Run) -> Iterator[training.Result]:
-    """training.run, its error naming the checkpoint that is left."""
-    saved = run.saved
-    p, state, segments = saved.parameters, saved.optimizer, iter(run.batches)
-    updates = training.run(p, state, saved.config, saved.train_config, segments, saved.past)
-    try:
-        yield from updates
-    except NonFiniteError as error:
-        left = f"the last good checkpoint is {saved.path}" if saved.path else "no checkpoint was written yet"
-        raise NonFiniteError(f"{error}; {left}") from error
 
 
 class Clock:

@@ -42,8 +42,7 @@ def test_the_checkout_runs_from_its_root(arguments):
 def wheel(tmp_path_factory):
     """The wheel of this checkout, unpacked."""
     built, unpacked = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("unpacked")
-    offline = ("--no-deps", "--no-build-isolation", "--no-index")
-    run("-m", "pip", "wheel", "-q", *offline, "-w", str(built), str(ROOT), cwd=built)
+    run("-m", "hatchling", "build", "-t", "wheel", "-d", str(built), cwd=ROOT)
     (file,) = built.glob("*.whl")
     with zipfile.ZipFile(file) as archive:
         archive.extractall(unpacked)
