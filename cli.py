@@ -118,7 +118,7 @@ def _store(given: Path | None) -> Path:
 
 @commands.command()
 @click.option("--preset", help="Settings that come with refimpl; `refimpl info` lists them.  [default: laptop]")
-@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file of settings.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
 @data_options
 @click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/PRESET]")
@@ -176,6 +176,8 @@ def _train(run: Any, unit: str, evaluate: Callable[[], Any], as_json: bool) -> N
         number = run.saved.optimizer.updates
         console.note(f"stopped at update {number}; wrote {result['checkpoint']}; --resume goes on from it")
         raise EndedError(INTERRUPTED if received[0] == signal.SIGINT else TERMINATED)
+    if run.saved.optimizer.updates < run.saved.train_config.updates:
+        console.note(f"the time limit came at update {run.saved.optimizer.updates} of {run.saved.train_config.updates}")
     text = [("run", result["run"]), ("checkpoint", result["checkpoint"])]
     if "valid_bits" in result:
         text.insert(0, ("validation", f"{result['valid_bits']:.4f} bits per {unit}, update {run.saved.optimizer.updates}"))

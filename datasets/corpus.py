@@ -57,6 +57,9 @@ def open_corpus(config: DataConfig, store: Path, vocabulary: Vocabulary | None =
     """
     source = find_source(config.path, config.vocabulary)
     sha256 = source.sha256()
+    own = _read(store / _key(source, sha256, config, None), source)
+    if own is not None and own.vocabulary == vocabulary:
+        return own  # the model's own text is not encoded a second time
     folder = store / _key(source, sha256, config, vocabulary)
     corpus = _read(folder, source)
     if corpus is None:

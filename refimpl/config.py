@@ -153,6 +153,8 @@ class TrainConfig:
                      "evaluate_every", "evaluate_tokens", "checkpoint_every"):
             _at_least(self, "train", name, 0)
         _share(self, "train", "momentum", 1, open_above=True)
+        if self.last_updates > self.updates:
+            raise InputError(f"train.last_updates: expected at most the {self.updates} of updates, got {self.last_updates}")
         if self.evaluate_tokens == 1:
             raise InputError("train.evaluate_tokens: expected 0 (all) or 2 or more (the first has no target), got 1")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):

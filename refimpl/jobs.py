@@ -61,6 +61,8 @@ def open_run(request: Request, resume: bool) -> Opened:
     tables = _tables(request)
     folder = request.out or Path("runs") / _name(request)
     runs.check_free(folder)
+    if request.preset and "vocabulary" in tables["model"] and "path" not in tables["data"]:
+        raise InputError(f"preset {request.preset}: expected --data with its text, got none (`--data sample` is built in)")
     asked = settings.override({}, request.assignments)["model"].get("vocabulary")
     train_config, data = TrainConfig(**tables["train"]), _absolute(DataConfig(**tables["data"]))
     # wrong settings are told before a long text is read; cutoffs must wait for its vocabulary

@@ -142,6 +142,8 @@ def _records(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bo
                 yield _written(log, {"update": number, **_evaluated(evaluate())})
             if stopped or done:
                 break
+            if any(_due(number, every) for every in (settings_now.checkpoint_every, settings_now.evaluate_every)):
+                clock.pace(number)  # the time that these took is not the updates'
     yield {"checkpoint": str(saved.path)}
 
 
@@ -197,9 +199,17 @@ def _evaluated(evaluation: Evaluation) -> Record:
 def _forget_after(log: Path, update: int) -> None:
     """Takes from the log what came after the checkpoint: those updates will be done, and logged, again."""
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+    kept = [line for line in lines if _update_of(line) <= update]
     if len(kept) < len(lines):
         _replace(log, "".join(kept))
+
+
+def _update_of(line: str) -> float:
+    """The update that a line of the log tells of; infinity for what a killed writer left."""
+    try:
+        return float(json.loads(line)["update"]) if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _replace(path: Path, text: str) -> None:

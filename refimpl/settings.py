@@ -32,6 +32,8 @@ def preset(name: str) -> Tables:
 
 def read(path: Path) -> Tables:
     """The tables of a TOML file. Raises InputError for a file that is not TOML, and for an unknown table or key."""
+    if not path.is_file():
+        raise InputError(f"{path}: expected a TOML file, got {'a folder' if path.is_dir() else 'nothing of that name'}")
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -56,8 +58,16 @@ def override(tables: Tables, assignments: Iterable[str]) -> Tables:
         try:
             result[table][key] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            result[table][key] = text.strip()
+            result[table][key] = _number_or_word(text.strip())
     return result
+
+
+def _number_or_word(text: str) -> float | str:
+    """What is not TOML: .5 is a number all the same."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def check_key(table: str, key: str, where: str = "") -> None:

@@ -539,3 +539,23 @@ def test_a_reader_that_has_had_enough_is_no_error(trained):
     complaints = process.stderr.read()
     process.stderr.close()
     assert (process.wait(), complaints) == (0, b"")
+
+
+def test_a_runs_own_text_is_encoded_once(command, trained, store):
+    assert command("eval", trained).code == 0
+    assert len(list(store.iterdir())) == 1
+
+
+def test_a_run_that_its_time_limit_ended_says_so(command, text, tiny, tmp_path):
+    end = command("train", "--data", text, "--out", tmp_path / "run", *tiny, "--time-limit", 1e-9)
+    assert end.code == 0
+    assert "the time limit came at update 1 of 6" in end.err
+
+
+def test_a_garbled_log_does_not_keep_a_run_from_going_on(command, trained):
+    log = trained / "log.jsonl"
+    before = log.read_text()
+    log.write_text(before + '{"update": 99}\nnot json\n{"upd')
+    assert command("train", "--out", trained, "--resume", "--set", "train.updates=8").code == 0
+    assert log.read_text().startswith(before)
+    assert [record["update"] for record in log_of(trained)] == [2, 4, 6, 6, 8, 8]

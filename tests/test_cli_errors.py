@@ -164,7 +164,7 @@ def test_a_token_outside_the_vocabulary(command, text, out, tiny, store):
     ("[model]\nwidth = 'wide'\n", ["model.width", "expected int", "got 'wide'"]),
     ("[model]\nheads = 3\n", ["model.heads", "expected"]),
     (b"\xff\xfe", ["expected TOML"]),
-    (None, ["No such file"]),
+    (None, ["expected a TOML file", "nothing of that name"]),
 ])
 def test_a_wrong_settings_file(refused, tmp_path, text, out, content, fragments):
     base = {"width": 8, "heads": 2, "layers": 1, "span": 8, "memory": 2}
@@ -580,3 +580,12 @@ def test_no_room_for_the_result(trained, tmp_path):
                              env={**os.environ, "REFIMPL_STORE": str(tmp_path / "store")}, check=False)
     assert end.returncode == 2
     assert end.stderr.decode().splitlines() == ["refimpl: [Errno 28] No space left on device"]
+
+
+def test_a_published_preset_needs_its_text(refused, out):
+    refused(("train", "--preset", "enwik8", "--out", out), "enwik8", "expected --data")
+
+
+def test_more_last_updates_than_updates(refused, text, out):
+    refused(("train", "--data", text, "--out", out, *options("train.updates=100", "train.last_updates=200")),
+            "train.last_updates", "at most the 100", "got 200")

@@ -310,3 +310,8 @@ def test_the_widths_and_clusters_that_follow():
     assert config.head_width == 4
     assert config.clusters == ((0, 10, 8), (10, 20, 4), (20, 100, 2))
     assert ModelConfig(**MEMORY).clusters == ()
+
+
+@pytest.mark.parametrize(("text", "value"), [(".5", 0.5), ("5e-1", 0.5), ("1e-3", 0.001)])
+def test_numbers_that_are_not_toml_are_numbers_all_the_same(text, value):
+    assert settings.override({}, [f"train.learning_rate={text}"])["train"] == {"learning_rate": value}
