@@ -9,8 +9,8 @@ from refimpl.arrays import Array, module_of, quiet, random_stream, to_host, to_l
 from refimpl.config import ModelConfig
 from refimpl.errors import InputError, NonFiniteError
 from refimpl.inputs import check_tokens, initial_past
-from refimpl.layers import attention, layer_norm, linear, multi_head
-from refimpl.model import attention_options, attention_weights, embed, feed_forward_sublayer, score_words
+from refimpl.layers import attention, linear, multi_head, transformer_layer
+from refimpl.model import embed, layer_options, layer_weights, score_words
 from refimpl.parameters import Parameters
 
 
@@ -70,10 +70,12 @@ def project_past(p: Mapping[str, Array], config: ModelConfig, past: Array) -> li
     """Every layer's keys and values of a past of hidden states (L, B, P, D)."""
     projected = []
     for layer in range(config.layers):
-        context = _before_attention(p, config, layer, past[layer])
-        weights = attention_weights(p, config, layer)
-        projected.append(ProjectedPast(*(multi_head.project(context, weights[kind], config.heads)[0]
-                                         for kind in ("key", "value"))))
+        weights = layer_weights(p, config, layer)
+        context = _attended(past[layer], weights, config)
+        keys, values = (
+            multi_head.project(context, weights[f"attention.{kind}"], config.heads)[0] for kind in ("key", "value")
+        )
+        projected.append(ProjectedPast(keys, values))
     return projected
 
 
@@ -85,27 +87,27 @@ def step(
     The model's own forward, with keys and values of the past kept instead of made again.
     """
     check_tokens(config, "tokens", tokens)
-    h, new_pasts = embed(p, config, tokens)[0], []
+    h, new_pasts, options = embed(p, config, tokens)[0], [], layer_options(config)
     for layer, past in enumerate(pasts):
-        context, weights = _before_attention(p, config, layer, h), attention_weights(p, config, layer)
+        weights = layer_weights(p, config, layer)
+        of_attention, context = transformer_layer.part("attention", weights), _attended(h, weights, config)
         queries, keys, values = (
-            multi_head.project(context, weights[kind], config.heads)[0] for kind in ("query", "key", "value")
+            multi_head.project(context, of_attention[kind], config.heads)[0] for kind in ("query", "key", "value")
         )
         keys, values = (module_of(h).concatenate(pair, axis=1) for pair in ((past.keys, keys), (past.values, values)))
-        arguments = multi_head.arguments(queries, keys, values, weights)
-        y, _ = attention.forward(arguments, attention_options(config))
+        y, _ = attention.forward(multi_head.arguments(queries, keys, values, of_attention), options.attention)
         new_pasts.append(ProjectedPast(keys[:, -config.span :], values[:, -config.span :]))
-        out, _ = linear.forward(y.reshape(*y.shape[:2], -1), weights["output"])
-        h = h + out if config.norm == "pre" else _norm(p, f"layers.{layer}.attention_norm", h + out)
+        h = h + linear.forward(y.reshape(*y.shape[:2], -1), of_attention["output"])[0]
+        if config.norm == "post":
+            h, _ = transformer_layer.normalize("attention_norm", h, weights)
         if config.feed_forward:
-            h, *_ = feed_forward_sublayer(p, config, layer, h)
-    last = h[:, -1] if config.norm == "post" else _norm(p, "final_norm", h[:, -1])
+            h, *_ = transformer_layer.feed_forward_sublayer(h, weights, options)
+    last = h[:, -1]
+    if config.norm == "pre":
+        last, _ = transformer_layer.normalize("final_norm", last, p)
     return score_words(p, config, last), new_pasts
 
 
-def _before_attention(p: Mapping[str, Array], config: ModelConfig, layer: int, h: Array) -> Array:
-    return h if config.norm == "post" else _norm(p, f"layers.{layer}.attention_norm", h)
-
-
-def _norm(p: Mapping[str, Array], name: str, x: Array) -> Array:
-    return layer_norm.forward(x, p[f"{name}.gain"], p[f"{name}.bias"])[0]
+def _attended(x: Array, weights: Mapping[str, Array], config: ModelConfig) -> Array:
+    """What the attention's projections see of a layer's input."""
+    return x if config.norm == "post" else transformer_layer.normalize("attention_norm", x, weights)[0]

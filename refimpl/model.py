@@ -16,12 +16,11 @@ from refimpl.layers import (
     attention,
     dropout,
     embedding,
-    feed_forward,
     layer_norm,
     linear,
-    multi_head,
     softmax_loss,
     span,
+    transformer_layer,
 )
 from refimpl.parameters import Parameters, output_name, total
 
@@ -38,15 +37,6 @@ class Output(NamedTuple):
     saved: "Saved"
 
 
-class LayerSaved(NamedTuple):
-    """What one layer saved: its two sublayers, each with its norm; the last two None without a feed-forward."""
-
-    attention: multi_head.Saved
-    attention_norm: layer_norm.Saved
-    feed_forward: feed_forward.Saved | None
-    feed_forward_norm: layer_norm.Saved | None
-
-
 class Saved(NamedTuple):
     """What forward keeps for backward, in the order of computation."""
 
@@ -55,7 +45,7 @@ class Saved(NamedTuple):
     embedded: Any
     embedding_dropped: dropout.Saved
     hidden: list[Array]
-    layers: list[LayerSaved]
+    layers: list[transformer_layer.Saved]
     final_norm: layer_norm.Saved | None
     hidden_dropped: dropout.Saved
     scored: Any
@@ -105,12 +95,13 @@ def hidden_states(
     h, embedded = embed(p, config, tokens)
     array_module({"parameters": h, "tokens": tokens, "past": past})
     h, embedding_dropped = dropout.forward(h, masks.get("embedding"), config.embedding_dropout)
-    inputs, layers = [], []
+    inputs, layers, options = [], [], layer_options(config)
     for layer in range(config.layers):
         inputs.append(h)
-        h, saved = _layer_forward(p, config, layer, h, past[layer], masks)
+        keep = masks.get(f"layers.{layer}.attention"), masks.get(f"layers.{layer}.feed_forward")
+        h, saved = transformer_layer.forward(h, past[layer], layer_weights(p, config, layer), options, *keep)
         layers.append(saved)
-    h, final_norm = _norm_forward(p, "final_norm", h) if config.norm == "pre" else (h, None)
+    h, final_norm = transformer_layer.normalize("final_norm", h, p) if config.norm == "pre" else (h, None)
     last, hidden_dropped = dropout.forward(h, masks.get("hidden"), config.embedding_dropout)
     saved_all = Saved(p, config, embedded, embedding_dropped, [*inputs, h], layers, final_norm, hidden_dropped, None)
     return last, extend_past(config, past, inputs), saved_all
@@ -125,42 +116,20 @@ def embed(p: Mapping[str, Array], config: ModelConfig, tokens: Array) -> tuple[A
     return adaptive_input.forward(tokens, tables, projections)
 
 
-def _layer_forward(
-    p: Mapping[str, Array], config: ModelConfig, layer: int, h: Array, past: Array, masks: Masks
-) -> tuple[Array, LayerSaved]:
-    """h ← norm(h + attention(h)), then h ← norm(h + feed_forward(h)); pre-norm: h ← h + sublayer(norm(h))."""
-    name, xp = f"layers.{layer}", module_of(h)
-    context = xp.concatenate([past, h], axis=1)
-    keep = masks.get(f"{name}.attention")
-    weights, options = attention_weights(p, config, layer), attention_options(config)
-    if config.norm == "pre":
-        normalized, norm = _norm_forward(p, f"{name}.attention_norm", context)
-        out, attended = multi_head.forward(normalized, h.shape[1], weights, options, config.heads, keep)
-        h = h + out
-    else:
-        out, attended = multi_head.forward(context, h.shape[1], weights, options, config.heads, keep)
-        h, norm = _norm_forward(p, f"{name}.attention_norm", h + out)
-    if not config.feed_forward:
-        return h, LayerSaved(attended, norm, None, None)
-    h, inner, inner_norm = feed_forward_sublayer(p, config, layer, h, masks.get(f"{name}.feed_forward"))
-    return h, LayerSaved(attended, norm, inner, inner_norm)
-
-
-def attention_weights(p: Mapping[str, Array], config: ModelConfig, layer: int) -> dict[str, Array]:
-    """The attention's parameters of one layer under their short names, a shared position table among them."""
-    prefix = f"layers.{layer}.attention."
-    kinds = ["query", "key", "value", "output"]
-    kinds += ["memory_keys", "memory_values"] if config.memory else []
-    kinds += ["span"] if config.adaptive_span else []
-    weights = {kind: p[prefix + kind] for kind in kinds}
-    if config.positions == "relative":
-        weights["positions"] = p["positions" if config.share_positions else f"{prefix}positions"]
+def layer_weights(p: Mapping[str, Array], config: ModelConfig, layer: int) -> dict[str, Array]:
+    """One layer's parameters under their short names, a shared position table among them."""
+    weights = transformer_layer.part(f"layers.{layer}", p)
+    if config.positions == "relative" and config.share_positions:
+        weights["attention.positions"] = p["positions"]
     return weights
 
 
-def attention_options(config: ModelConfig) -> attention.Options:
-    """The attention's constants."""
-    return attention.Options(config.span, config.span_ramp, config.normalizer_epsilon, config.attend_self, config.dropout)
+def layer_options(config: ModelConfig) -> transformer_layer.Options:
+    """The constants of every layer."""
+    of_attention = attention.Options(
+        config.span, config.span_ramp, config.normalizer_epsilon, config.attend_self, config.dropout
+    )
+    return transformer_layer.Options(of_attention, config.heads, config.norm == "pre")
 
 
 def softmax_weights(p: Mapping[str, Array], config: ModelConfig) -> adaptive_softmax.Weights:
@@ -172,25 +141,6 @@ def softmax_weights(p: Mapping[str, Array], config: ModelConfig) -> adaptive_sof
         [p[output_name(config, "projection", i)] for i in clusters],
         p["output.cluster_table"], p["output.cluster_bias"],
     )
-
-
-def feed_forward_sublayer(
-    p: Mapping[str, Array], config: ModelConfig, layer: int, h: Array, keep: Array | None = None
-) -> tuple[Array, feed_forward.Saved, layer_norm.Saved]:
-    """h ← norm(h + W₂ relu(W₁ h + b₁) + b₂); pre-norm: the norm before W₁ instead."""
-    name = f"layers.{layer}.feed_forward"
-    weights = feed_forward.Weights(*(p[f"{name}.{kind}"] for kind in feed_forward.Weights._fields))
-    if config.norm == "pre":
-        normalized, norm = _norm_forward(p, f"{name}_norm", h)
-        y, inner = feed_forward.forward(normalized, weights, keep, config.dropout)
-        return h + y, inner, norm
-    y, inner = feed_forward.forward(h, weights, keep, config.dropout)
-    h, norm = _norm_forward(p, f"{name}_norm", h + y)
-    return h, inner, norm
-
-
-def _norm_forward(p: Mapping[str, Array], name: str, x: Array) -> tuple[Array, layer_norm.Saved]:
-    return layer_norm.forward(x, p[f"{name}.gain"], p[f"{name}.bias"])
 
 
 def _span_penalty(p: Mapping[str, Array], config: ModelConfig) -> Array:
@@ -215,9 +165,14 @@ def backward(saved: Saved, d_token_loss: Array | None = None) -> Parameters:
     d_h = _score_backward(g, d_token_loss, saved)
     d_h = dropout.backward(d_h, saved.hidden_dropped)
     if saved.final_norm is not None:
-        d_h = _norm_backward(g, "final_norm", d_h, saved.final_norm)
+        d_h, d_gain, d_bias = layer_norm.backward(d_h, saved.final_norm)
+        g["final_norm.gain"] += d_gain
+        g["final_norm.bias"] += d_bias
     for layer in reversed(range(config.layers)):
-        d_h = _layer_backward(g, config, layer, d_h, saved.layers[layer])
+        d_h, gradients = transformer_layer.backward(d_h, saved.layers[layer])
+        for name, gradient in gradients.items():
+            shared = name == "attention.positions" and config.share_positions
+            g["positions" if shared else f"layers.{layer}.{name}"] += gradient
     d_h = dropout.backward(d_h, saved.embedding_dropped)
     _embed_backward(g, d_h, saved)
     for layer in range(config.layers if config.adaptive_span else 0):
@@ -243,45 +198,6 @@ def _score_backward(g: Parameters, d_token_loss: Array, saved: Saved) -> Array:
     g["output.cluster_table"] += d.cluster_table
     g["output.cluster_bias"] += d.cluster_bias
     return d_h
-
-
-def _layer_backward(g: Parameters, config: ModelConfig, layer: int, d_h: Array, saved: LayerSaved) -> Array:
-    """Adds the layer's gradients to g; returns the gradient of its input. A residual's gradient is a sum of both ways."""
-    name = f"layers.{layer}"
-    if saved.feed_forward is not None and saved.feed_forward_norm is not None:
-        d_h = _feed_forward_backward(g, config, f"{name}.feed_forward", d_h, saved.feed_forward, saved.feed_forward_norm)
-    block = d_h.shape[1]
-    if config.norm == "pre":
-        d_normalized, gradients = multi_head.backward(d_h, saved.attention)
-        d_h = d_h + _norm_backward(g, f"{name}.attention_norm", d_normalized, saved.attention_norm)[:, -block:]
-    else:
-        d_h = _norm_backward(g, f"{name}.attention_norm", d_h, saved.attention_norm)
-        d_context, gradients = multi_head.backward(d_h, saved.attention)
-        d_h = d_h + d_context[:, -block:]
-    for kind, gradient in gradients.items():
-        shared = kind == "positions" and config.share_positions
-        g["positions" if shared else f"{name}.attention.{kind}"] += gradient
-    return d_h
-
-
-def _feed_forward_backward(
-    g: Parameters, config: ModelConfig, name: str, d_h: Array, inner: feed_forward.Saved, norm: layer_norm.Saved
-) -> Array:
-    if config.norm == "post":
-        d_h = _norm_backward(g, f"{name}_norm", d_h, norm)
-    d_inner, gradients = feed_forward.backward(d_h, inner)
-    for kind, gradient in gradients._asdict().items():
-        g[f"{name}.{kind}"] += gradient
-    if config.norm == "pre":
-        d_inner = _norm_backward(g, f"{name}_norm", d_inner, norm)
-    return d_h + d_inner
-
-
-def _norm_backward(g: Parameters, name: str, dy: Array, saved: layer_norm.Saved) -> Array:
-    dx, d_gain, d_bias = layer_norm.backward(dy, saved)
-    g[f"{name}.gain"] += d_gain
-    g[f"{name}.bias"] += d_bias
-    return dx
 
 
 def _embed_backward(g: Parameters, d_h: Array, saved: Saved) -> None:

@@ -12,7 +12,7 @@ ORDER = [
     "errors", "arrays", "config", "settings", "parameters", "inputs",
     "layers.linear", "layers.dropout", "layers.embedding", "layers.layer_norm", "layers.softmax_loss", "layers.span",
     "layers.positions", "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.attention",
-    "layers.multi_head", "layers.adaptive_input", "layers.adaptive_softmax",
+    "layers.multi_head", "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax",
     "model", "optimizers", "training", "evaluation", "generation", "checkpoint", "convert", "accounting", "runs",
     "gradcheck", "datasets", "jobs", "console", "cli", "__main__",
 ]
