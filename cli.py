@@ -4,76 +4,20 @@ import json
 import math
 import os
 import signal
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from refimpl import __version__
-from refimpl.errors import InputError, NonFiniteError
-
-PROBLEM, USAGE, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
-"""Exit codes: the loss is not finite; bad usage or input; a bug of ours; stopped by a signal, a checkpoint written."""
-
-
-class EndedError(Exception):
-    """Carries the exit code of a command that ends other than by reaching its end."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+from refimpl import __version__, exits
+from refimpl.errors import InputError
+from refimpl.exits import debug_option
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command and exits with its code: expected errors are one line, a traceback comes only with --debug."""
-    debugging = {"on": False}
-    try:
-        code = commands.main(arguments, prog_name="refimpl", standalone_mode=False, obj=debugging)
-    except EndedError as end:
-        sys.exit(end.code)
-    except SystemExit:  # click's, and only where the reader of our output has had enough: no failure
-        sys.exit(0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        sys.exit(USAGE)
-    except Exception as error:
-        if debugging["on"]:
-            traceback.print_exc()
-        _fail(*_verdict(error))
-    except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-def _verdict(error: Exception) -> tuple[str, int]:
-    """The line and the exit code for an error: a crash must read neither as a mismatch nor as bad input."""
-    if isinstance(error, click.exceptions.Abort):
-        return "interrupted", INTERRUPTED
-    if isinstance(error, NonFiniteError):
-        return str(error), PROBLEM
-    if isinstance(error, click.ClickException):
-        hint = " (--help shows an example)" if isinstance(error, click.UsageError) else ""
-        return error.format_message() + hint, USAGE
-    if isinstance(error, InputError | OSError | MemoryError):
-        return str(error) or "not enough memory", USAGE
-    return f"a bug in refimpl, {type(error).__name__}: {error} (--debug shows where)", BUG
-
-
-def _fail(message: str, code: int) -> None:
-    click.echo(f"refimpl: {' '.join(message.split())}", err=True)
-    sys.exit(code)
-
-
-def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    context.obj["on"] = context.obj["on"] or value
-
-
-debug_option = click.option("--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug,
-                            help="Show the traceback of an error.")
+    """The `refimpl` command; exits with its code."""
+    exits.run(commands, arguments)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -175,7 +119,7 @@ def _train(run: Any, unit: str, evaluate: Callable[[], Any], as_json: bool) -> N
     if received:
         number = run.saved.optimizer.updates
         console.note(f"stopped at update {number}; wrote {result['checkpoint']}; --resume goes on from it")
-        raise EndedError(INTERRUPTED if received[0] == signal.SIGINT else TERMINATED)
+        raise exits.EndedError(exits.INTERRUPTED if received[0] == signal.SIGINT else exits.TERMINATED)
     if run.saved.optimizer.updates < run.saved.train_config.updates:
         console.note(f"the time limit came at update {run.saved.optimizer.updates} of {run.saved.train_config.updates}")
     text = [("run", result["run"]), ("checkpoint", result["checkpoint"])]
@@ -204,9 +148,9 @@ def evaluate(
     \b
     refimpl eval runs/mine --split test --yardsticks
     """
-    from refimpl import console, jobs
+    from refimpl import console, results
 
-    result = jobs.evaluate_run(run, data_path, _store(store), split, block, streams, protocol, yardsticks)
+    result = results.evaluate_run(run, data_path, _store(store), split, block, streams, protocol, yardsticks)
     _tell_passed_over(result["passed_over"], result["checkpoint"])
     console.show(result, console.evaluation_text(result), as_json)
 
@@ -227,9 +171,9 @@ def generate(
     \b
     refimpl generate runs/mine --prompt "The " --length 1000 --temperature 0.7
     """
-    from refimpl import jobs
+    from refimpl import results
 
-    passage = jobs.generate(run, prompt, length, temperature, top_k, seed)
+    passage = results.generate(run, prompt, length, temperature, top_k, seed)
     _tell_passed_over(passage.saved.passed_over, str(passage.saved.path))
     if as_json:
         text = "".join(passage.pieces)
@@ -258,9 +202,9 @@ def data_info(path: str, vocabulary: str, assignments: tuple[str, ...], store: P
     \b
     refimpl data info my.txt --vocabulary word --set 'data.unknown=<unk>'
     """
-    from refimpl import console, jobs
+    from refimpl import console, results
 
-    result = jobs.describe_text(path, vocabulary, assignments, _store(store))
+    result = results.describe_text(path, vocabulary, assignments, _store(store))
     console.show(result, console.corpus_text(result), as_json)
 
 
@@ -272,9 +216,9 @@ def info(as_json: bool) -> None:
     \b
     refimpl info --json
     """
-    from refimpl import console, jobs
+    from refimpl import console, results
 
-    result = jobs.describe_installation()
+    result = results.describe_installation()
     console.show(result, "\n".join(f"{name:<10}{value if isinstance(value, str) else ', '.join(value)}"
                                    for name, value in result.items()), as_json)
 

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from refimpl import checkpoint, jobs, settings
+from refimpl import checkpoint, results, settings
 
 CHECKPOINT = ("checkpoint.json", "optimizer.safetensors", "parameters.safetensors", "past.safetensors", "vocabulary.json")
 
@@ -476,7 +476,7 @@ def test_no_memory(refused, trained, monkeypatch):
     def exhausted(*_):
         raise MemoryError
 
-    monkeypatch.setattr(jobs, "evaluate_run", exhausted)
+    monkeypatch.setattr(results, "evaluate_run", exhausted)
     refused(("eval", trained), "memory")
 
 
@@ -491,7 +491,7 @@ def test_a_bug_is_neither_bad_input_nor_a_mismatch(command, trained, monkeypatch
     def broken(*_):
         raise error
 
-    monkeypatch.setattr(jobs, "evaluate_run", broken)
+    monkeypatch.setattr(results, "evaluate_run", broken)
     end = command("eval", trained)
     assert end.code == 70
     assert end.out == ""

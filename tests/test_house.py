@@ -14,9 +14,9 @@ ORDER = [
     "layers.positions", "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.attention",
     "layers.multi_head", "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax",
     "model", "optimizers", "training", "evaluation", "generation", "checkpoint", "convert", "accounting", "runs",
-    "gradcheck", "datasets", "jobs", "console", "cli", "__main__",
+    "gradcheck", "datasets", "results", "jobs", "console", "exits", "cli", "__main__",
 ]
-FILE_LINES, FUNCTION_LINES = 300, 45
+FILE_LINES, FUNCTION_LINES = 250, 45
 
 
 def sources():

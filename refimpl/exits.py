@@ -1,0 +1,69 @@
+"""How the command ends: its exit codes, and one line for every expected error."""
+
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from refimpl.errors import InputError, NonFiniteError
+
+PROBLEM, USAGE, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
+"""Exit codes: the loss is not finite; bad usage or input; a bug of ours; stopped by a signal, a checkpoint written."""
+
+
+class EndedError(Exception):
+    """Carries the exit code of a command that ends other than by reaching its end."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def run(commands: click.Command, arguments: list[str] | None) -> NoReturn:
+    """Runs the command and exits with its code: expected errors are one line, a traceback comes only with --debug."""
+    debugging = {"on": False}
+    try:
+        code = commands.main(arguments, prog_name="refimpl", standalone_mode=False, obj=debugging)
+    except EndedError as end:
+        sys.exit(end.code)
+    except SystemExit:  # click's, and only where the reader of our output has had enough: no failure
+        sys.exit(0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(USAGE)
+    except Exception as error:
+        if debugging["on"]:
+            traceback.print_exc()
+        _fail(*_verdict(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _verdict(error: Exception) -> tuple[str, int]:
+    """The line and the exit code for an error: a crash must read neither as a mismatch nor as bad input."""
+    if isinstance(error, click.exceptions.Abort):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, NonFiniteError):
+        return str(error), PROBLEM
+    if isinstance(error, click.ClickException):
+        hint = " (--help shows an example)" if isinstance(error, click.UsageError) else ""
+        return error.format_message() + hint, USAGE
+    if isinstance(error, InputError | OSError | MemoryError):
+        return str(error) or "not enough memory", USAGE
+    return f"a bug in refimpl, {type(error).__name__}: {error} (--debug shows where)", BUG
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"refimpl: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    context.obj["on"] = context.obj["on"] or value
+
+
+debug_option = click.option("--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug,
+                            help="Show the traceback of an error.")

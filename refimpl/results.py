@@ -1,0 +1,146 @@
+"""What the commands tell of a model or a text that is there: scores, passages, descriptions."""
+
+import math
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from refimpl import checkpoint, generation, settings
+from refimpl.arrays import Array
+from refimpl.checkpoint import Checkpoint
+from refimpl.config import DataConfig, ModelConfig
+from refimpl.datasets.batches import every_token_once, published_blocks
+from refimpl.datasets.corpus import open_corpus
+from refimpl.datasets.vocabulary import Tokens, Vocabulary
+from refimpl.datasets.yardsticks import yardsticks
+from refimpl.errors import InputError
+from refimpl.evaluation import Evaluation, evaluate
+from refimpl.parameters import Parameters
+
+STREAMS = 8
+
+
+def score(
+    p: Parameters, config: ModelConfig, tokens: Tokens, vocabulary: Vocabulary, block: int, streams: int = STREAMS,
+    protocol: str = "every-token",
+) -> Evaluation:
+    """A text's loss: every token once, or as published (whole blocks only, the mean of their means)."""
+    cut = published_blocks if protocol == "published" else every_token_once
+    return evaluate(p, config, cut(tokens, streams, block), vocabulary.end_of_line, protocol != "published")
+
+
+def evaluate_run(
+    path: Path, data_path: str | None, store: Path, split: str, block: int | None, streams: int, protocol: str,
+    with_yardsticks: bool,
+) -> dict[str, Any]:
+    """The result of `eval`: losses of a split in every unit that applies, what they were measured on, and how."""
+    saved = checkpoint.load(path)
+    corpus = open_corpus(run_data(path, data_path), store, _vocabulary(saved))
+    block = block or saved.train_config.block
+    tokens = getattr(corpus, split)
+    result = score(saved.parameters, saved.config, tokens, corpus.vocabulary, block, streams, protocol)
+    unit, size = unit_of(corpus.vocabulary), corpus.sizes[split]
+    report: dict[str, Any] = {
+        "checkpoint": str(saved.path), "passed_over": saved.passed_over, "updates": saved.optimizer.updates,
+        "source": corpus.source, "text_sha256": corpus.sha256, "split": split, "protocol": protocol, "streams": streams,
+        "block": block, "tokens": result.tokens, "unit": unit, "loss": result.loss, f"bits_per_{unit}": result.bits,
+    }
+    if unit == "character":
+        report["bits_per_byte"] = result.bits * len(tokens) / size
+    if unit == "word":
+        for name in ("perplexity", "perplexity_without_eos"):  # JSON has no infinity
+            report[name] = getattr(result, name) if math.isfinite(getattr(result, name)) else None
+    if with_yardsticks:
+        report["yardsticks"] = yardsticks(corpus.train, tokens, corpus.vocabulary.size)
+    return report
+
+
+class Passage(NamedTuple):
+    """A prompt, the pieces of text that follow it as they are drawn, and the checkpoint that they come from."""
+
+    prompt: str
+    pieces: Iterator[str]
+    saved: Checkpoint
+
+
+def generate(path: Path, prompt: str | None, count: int, temperature: float, top_k: int, seed: int) -> Passage:
+    """Text from a run's model. Without a prompt it begins after a line's end. Raises InputError for unknown symbols."""
+    saved = checkpoint.load(path)
+    vocabulary = _vocabulary(saved)
+    tokens = _prompt(vocabulary, prompt)
+    drawn = generation.generate(saved.parameters, saved.config, tokens, count, temperature, top_k, seed)
+    after_word = bool(prompt) and not str(prompt)[-1].isspace()
+    return Passage(prompt or "", _pieces(vocabulary, drawn, after_word), saved)
+
+
+def _vocabulary(saved: Checkpoint) -> Vocabulary:
+    if saved.vocabulary is None:
+        raise InputError(f"{saved.path}: expected a checkpoint with a vocabulary, got one without")
+    return Vocabulary.from_json(saved.vocabulary)
+
+
+def _prompt(vocabulary: Vocabulary, prompt: str | None) -> Array:
+    if prompt is None and vocabulary.kind == "character" and "\n" not in vocabulary.symbols:
+        prompt = vocabulary.symbols[0]
+    tokens = vocabulary.encode(("\n" if prompt is None else prompt).encode("utf-8", "surrogateescape"))
+    if not len(tokens):
+        raise InputError(f"prompt: expected at least one {unit_of(vocabulary)}, got {prompt!r}")
+    return tokens
+
+
+def _pieces(vocabulary: Vocabulary, drawn: Iterator[int], after_word: bool) -> Iterator[str]:
+    """Text as soon as it is whole: words and lines one by one, bytes when they end a UTF-8 character."""
+    if vocabulary.kind == "byte":
+        decoder = getincrementaldecoder("utf-8")("replace")
+        for token in drawn:
+            yield decoder.decode(bytes([token]))
+        yield decoder.decode(b"", True)
+        return
+    for token in drawn:
+        text = vocabulary.decode([token])
+        apart = vocabulary.kind == "word" and after_word and text != "\n"
+        after_word = text != "\n"
+        yield f" {text}" if apart else text
+
+
+def run_data(path: Path, data_path: str | None) -> DataConfig:
+    """How a run's text was read: [data] of its config.toml, for a checkpoint's folder too, perhaps with another path."""
+    for folder in (path, path.resolve().parent.parent):
+        if (folder / "config.toml").is_file():
+            data = DataConfig(**settings.read(folder / "config.toml")["data"])
+            return replace(data, path=data_path) if data_path else data
+    raise InputError(f"{path}: expected config.toml in the run's folder, got none")
+
+
+def unit_of(vocabulary: Vocabulary) -> str:
+    """What a token is called."""
+    return vocabulary.kind
+
+
+def describe_text(path: str, vocabulary: str, assignments: tuple[str, ...], store: Path) -> dict[str, Any]:
+    """The result of `data info`."""
+    tables = settings.override({"data": {"path": path, "vocabulary": vocabulary}}, assignments)
+    return open_corpus(DataConfig(**tables["data"]), store).describe()
+
+
+def describe_installation() -> dict[str, Any]:
+    """The result of `info`: versions, cores, matrix library, GPU library, presets."""
+    import platform
+    from importlib.util import find_spec
+
+    import numpy as np
+    from threadpoolctl import threadpool_info
+
+    from refimpl import __version__
+    from refimpl.arrays import available_cores
+
+    blas = [f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads, {lib.get('architecture', 'unknown')}"
+            for lib in threadpool_info() if lib["user_api"] == "blas"]
+    return {
+        "refimpl": __version__, "python": platform.python_version(), "numpy": np.__version__,
+        "cores": str(available_cores()), "blas": blas or ["unknown"],
+        "gpu": "CuPy is installed" if find_spec("cupy") else "CuPy is not installed (extras cuda12, cuda13)",
+        "presets": settings.preset_names(),
+    }
