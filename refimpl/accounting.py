@@ -33,8 +33,8 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig) -> dict[str
     accumulators = len(ACCUMULATORS[train_config.optimizer])
     if train_config.optimizer == "sgd" and not train_config.momentum:
         accumulators = 0
-    rows, slots = train_config.batch * train_config.block, config.span + config.memory
-    weights = rows * config.heads * slots * item
+    rows = train_config.batch * train_config.block
+    weights = rows * _slots(config) * item
     return {
         "parameters": vector,
         "gradients": vector * workers,
@@ -47,15 +47,21 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig) -> dict[str
 
 def _saved_by_layer(config: ModelConfig, train_config: TrainConfig) -> int:
     """Elements that one layer's forward keeps, the arrays of layers/ one by one."""
-    batch, block, width, heads = train_config.batch, train_config.block, config.width, config.heads
-    rows, context, slots = batch * block, batch * (block + config.span), config.span + config.memory
+    batch, block, width, slots = train_config.batch, train_config.block, config.width, _slots(config)
+    rows, context = batch * block, batch * (block + config.span)
     window = batch * (config.span + block - 1)
     by_position = (3 * context + 2 * window + 6 * rows) * width  # context, keys, values; windows; queries … norm
-    by_slot = rows * heads * (4 * slots + config.span + block)  # logits, share, attention; the spread product
-    constant = 2 * heads * block * slots  # w and w + ε
-    masks = rows * heads * slots // 4 if config.dropout else 0
+    by_slot = rows * (3 * slots + config.context_heads * (config.span + block))  # logits, share, attention; the product
+    constant = 2 * block * slots  # w and w + ε
+    masks = rows * slots // 4 if config.dropout else 0
     inner = rows * (3 * config.feed_forward + 3 * width) if config.feed_forward else 0
-    return by_position + by_slot - rows * heads * slots + constant + masks + inner
+    waves = 2 * config.span * width if config.positions == "transformer-xl" else 0  # the sinusoid, and projected
+    return by_position + by_slot + constant + masks + inner + waves
+
+
+def _slots(config: ModelConfig) -> int:
+    """Slots of all heads that one query has: positions of the context, persistent vectors."""
+    return config.context_heads * config.span + config.memory_shape[0] * config.memory
 
 
 def _saved_by_output(config: ModelConfig, rows: int) -> int:

@@ -1,16 +1,14 @@
 """What a model is and how it is trained: frozen dataclasses that refuse, on construction, what cannot work."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
-from numbers import Integral, Real
-from typing import Any
 
 from refimpl.errors import InputError
+from refimpl.validation import at_least, check_types, one_of, share
 
-VARIANTS = ("all-attention", "transformer")
-POSITIONS = ("relative", "none")
+VARIANTS = ("all-attention", "attention-split", "head-split", "single-head", "ff-attention", "transformer")
+POSITIONS = ("relative", "transformer-xl", "sinusoid", "learned", "none")
 NORMS = ("post", "pre")
 CLUSTER_ORDERS = ("ascending", "reversed")
 OPTIMIZERS = ("sgd", "adagrad", "adam")
@@ -25,9 +23,10 @@ class ModelConfig:
     """The model's sizes and conventions, by the letters of the documentation. Raises InputError.
 
     V vocabulary, D width, H heads (H divides D), L layers, S span (context positions a query may see), N memory
-    (persistent vectors, 0 = none), F feed_forward (0 = none). All-attention with N = 0 is the baseline, `transformer`.
-    span_initial is ρ, a share of S. `cutoffs` are the ends of all but the last cluster of adaptive input and softmax;
-    () = plain.
+    (persistent vectors, 0 = none), F feed_forward (0 = none). All-attention with N = 0 is the baseline, `transformer`;
+    the other variants are the ablations of Sukhbaatar et al. (arXiv 1907.01470). `share_positions`: one table of relative
+    positions, or one pair of Transformer-XL's u and v, for all layers. span_initial is ρ, a share of S. `cutoffs` are the
+    ends of all but the last cluster of adaptive input and softmax; () = plain.
     `zero_past`: a text starts with S zero vectors as past (as published), not with none.
     """
 
@@ -60,30 +59,38 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if isinstance(self.cutoffs, Sequence):
             object.__setattr__(self, "cutoffs", tuple(self.cutoffs))
-        _check_types(self, "model")
+        check_types(self, "model")
         if self.variant == "all-attention" and not self.memory:
             object.__setattr__(self, "variant", "transformer")
         for name in ("vocabulary", "width", "heads", "layers", "span", "span_ramp", "divisor"):
-            _at_least(self, "model", name, 1)
+            at_least(self, "model", name, 1)
         for name in ("memory", "feed_forward", "span_penalty", "normalizer_epsilon"):
-            _at_least(self, "model", name, 0)
+            at_least(self, "model", name, 0)
         for name in ("dropout", "embedding_dropout"):
-            _share(self, "model", name, 1, open_above=True)
-        _share(self, "model", "span_initial", 1)
+            share(self, "model", name, 1, open_above=True)
+        share(self, "model", "span_initial", 1)
         for name, choices in (("variant", VARIANTS), ("positions", POSITIONS), ("norm", NORMS),
                               ("cluster_order", CLUSTER_ORDERS)):
-            _one_of(self, "model", name, choices)
+            one_of(self, "model", name, choices)
         if self.width % self.heads:
             raise InputError(f"model.heads: expected a divisor of width {self.width}, got {self.heads}")
         self._check_variant()
         self._check_clusters()
 
     def _check_variant(self) -> None:
-        if self.variant == "all-attention" and self.feed_forward:
+        if self.variant in ("transformer", "ff-attention"):
+            if self.memory:
+                raise InputError(f"model.variant {self.variant}: expected memory 0, got {self.memory}")
+            if self.variant == "ff-attention" and not self.feed_forward:
+                raise InputError("model.variant ff-attention: expected feed_forward of 1 or more (its vectors), got 0")
+            return
+        if self.feed_forward:
             raise InputError("model.feed_forward: expected 0 beside persistent memory, which stands in its place, got "
                              f"{self.feed_forward} with memory {self.memory}")
-        if self.variant == "transformer" and self.memory:
-            raise InputError(f"model.variant transformer: expected memory 0, got {self.memory}")
+        if not self.memory:
+            raise InputError(f"model.variant {self.variant}: expected memory of 1 or more, got 0")
+        if self.variant == "head-split" and self.heads == 1:
+            raise InputError("model.variant head-split: expected 2 heads or more, got 1")
 
     def _check_clusters(self) -> None:
         if not self.cutoffs:
@@ -102,6 +109,19 @@ class ModelConfig:
     def head_width(self) -> int:
         """E = D / H."""
         return self.width // self.heads
+
+    @property
+    def context_heads(self) -> int:
+        """How many heads attend to the context, the first ones: all but in head-split, where the last ⌊H/2⌋ do not."""
+        return self.heads - (self.heads // 2 if self.variant == "head-split" else 0)
+
+    @property
+    def memory_shape(self) -> tuple[int, int, int]:
+        """Shape of the persistent keys, and of the values, in each layer: heads, vectors, width."""
+        if self.variant == "single-head":
+            return 1, self.memory, self.width
+        heads = self.heads - self.context_heads if self.variant == "head-split" else self.heads
+        return heads, self.memory, self.head_width
 
     @property
     def clusters(self) -> tuple[tuple[int, int, int], ...]:
@@ -146,21 +166,21 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if isinstance(self.adam_betas, Sequence):
             object.__setattr__(self, "adam_betas", tuple(self.adam_betas))
-        _check_types(self, "train")
+        check_types(self, "train")
         for name in ("batch", "block", "updates", "log_every", "keep_checkpoints"):
-            _at_least(self, "train", name, 1)
+            at_least(self, "train", name, 1)
         for name in ("learning_rate", "clip", "warm_up", "seed", "last_updates", "last_factor", "workers",
                      "evaluate_every", "evaluate_tokens", "checkpoint_every"):
-            _at_least(self, "train", name, 0)
-        _share(self, "train", "momentum", 1, open_above=True)
+            at_least(self, "train", name, 0)
+        share(self, "train", "momentum", 1, open_above=True)
         if self.last_updates > self.updates:
             raise InputError(f"train.last_updates: expected at most the {self.updates} of updates, got {self.last_updates}")
         if self.evaluate_tokens == 1:
             raise InputError("train.evaluate_tokens: expected 0 (all) or 2 or more (the first has no target), got 1")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise InputError(f"train.adam_betas: expected two numbers in [0, 1), got {list(self.adam_betas)}")
-        _one_of(self, "train", "optimizer", OPTIMIZERS)
-        _one_of(self, "train", "dtype", DTYPES)
+        one_of(self, "train", "optimizer", OPTIMIZERS)
+        one_of(self, "train", "dtype", DTYPES)
 
 
 @dataclass(frozen=True)
@@ -179,50 +199,10 @@ class DataConfig:
     unknown: str = "error"
 
     def __post_init__(self) -> None:
-        _check_types(self, "data")
+        check_types(self, "data")
         if not self.path.isascii() and self.path != self.path.encode("utf-8", "replace").decode():
             raise InputError(f"data.path: expected a name in UTF-8, got {self.path!a}")
-        _one_of(self, "data", "vocabulary", VOCABULARIES)
-        _one_of(self, "data", "ties", TIES)
-        _one_of(self, "data", "unknown", UNKNOWNS)
-        _at_least(self, "data", "minimum_count", 1)
-
-
-def _check_types(config: Any, table: str) -> None:
-    """Refuses a value of another type than its field declares; whole numbers pass as floats, NumPy's as Python's own."""
-    for field in fields(config):
-        value, kind = getattr(config, field.name), field.type
-        if kind is bool or kind is str:
-            right = isinstance(value, kind)
-        elif kind is int or kind is float:
-            right = _is_number(value, kind)
-            if right:
-                object.__setattr__(config, field.name, kind(value))
-        else:
-            item = int if field.name == "cutoffs" else float
-            right = isinstance(value, tuple) and all(_is_number(number, item) for number in value)
-        if not right:
-            wanted = kind.__name__ if kind in (bool, str, int, float) else "a list of numbers"
-            raise InputError(f"{table}.{field.name}: expected {wanted}, got {value!r}")
-
-
-def _is_number(value: Any, kind: type) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, Integral) if kind is int else isinstance(value, Real) and math.isfinite(value)
-
-
-def _at_least(config: Any, table: str, name: str, least: int) -> None:
-    if getattr(config, name) < least:
-        raise InputError(f"{table}.{name}: expected {least} or more, got {getattr(config, name)}")
-
-
-def _share(config: Any, table: str, name: str, most: int, open_above: bool = False) -> None:
-    value = getattr(config, name)
-    if not 0 <= value <= most or (open_above and value == most):
-        raise InputError(f"{table}.{name}: expected a number in [0, {most}{')' if open_above else ']'}, got {value}")
-
-
-def _one_of(config: Any, table: str, name: str, choices: tuple[str, ...]) -> None:
-    if getattr(config, name) not in choices:
-        raise InputError(f"{table}.{name}: expected one of {', '.join(choices)}, got {getattr(config, name)!r}")
+        one_of(self, "data", "vocabulary", VOCABULARIES)
+        one_of(self, "data", "ties", TIES)
+        one_of(self, "data", "unknown", UNKNOWNS)
+        at_least(self, "data", "minimum_count", 1)

@@ -19,6 +19,9 @@ def from_adaptive_span(tensors: Mapping[str, Array], config: ModelConfig) -> Par
     A leading `module.` is passed over. Gradients convert by the same call. Tied tensors may stand under either name or
     both, then with equal values. Raises InputError that lists what is missing, unknown, differs, or has another shape.
     """
+    if config.variant not in ("all-attention", "transformer") or config.positions not in ("relative", "none"):
+        raise InputError("adaptive-span tensors: expected a model of variant all-attention or transformer with positions "
+                         f"relative or none, got {config.variant} with {config.positions}")
     if config.norm != "post" or not (config.share_positions or config.positions == "none"):
         raise InputError("adaptive-span tensors: expected a model with norm post and shared positions, got "
                          f"norm {config.norm} and share_positions {config.share_positions}")

@@ -37,15 +37,17 @@ def draw_masks(
 ) -> dict[str, Array]:
     """Keep-masks for one update, {} without dropout. Row b's depend on seed, update, name and first_row + b alone.
 
-    "embedding" and "hidden" (B, T, D), "layers.l.attention" (B, H, T, S + N), "layers.l.feed_forward" (B, T, F).
+    "embedding" and "hidden" (B, T, D), "layers.l.attention" (B, H, T, S), "layers.l.memory" (B, H, T, N) with the heads that
+    attend to the context and to persistent vectors, "layers.l.feed_forward" (B, T, F).
     """
     rates: dict[str, tuple[tuple[int, ...], float]] = {}
     if config.embedding_dropout:
         rates.update(dict.fromkeys(("embedding", "hidden"), ((block, config.width), config.embedding_dropout)))
     if config.dropout:
         for layer in range(config.layers):
-            slots = config.span + config.memory
-            rates[f"layers.{layer}.attention"] = (config.heads, block, slots), config.dropout
+            rates[f"layers.{layer}.attention"] = (config.context_heads, block, config.span), config.dropout
+            if config.memory:
+                rates[f"layers.{layer}.memory"] = (config.memory_shape[0], block, config.memory), config.dropout
             if config.feed_forward:
                 rates[f"layers.{layer}.feed_forward"] = (block, config.feed_forward), config.dropout
     masks = {}

@@ -16,15 +16,24 @@ from refimpl.layers import (
     attention,
     dropout,
     embedding,
+    feed_forward,
+    ff_attention,
+    head_split,
     layer_norm,
     linear,
+    multi_head,
+    positions,
     softmax_loss,
     span,
+    split_attention,
     transformer_layer,
 )
-from refimpl.parameters import Parameters, output_name, total
+from refimpl.parameters import SHARED, Parameters, output_name, total
 
 __all__ = ["Output", "backward", "forward", "initial_past", "log_probabilities"]
+
+# the attention of each variant, where it is another than attention.py
+ATTENTIONS = {"attention-split": split_attention, "single-head": split_attention, "head-split": head_split}
 
 
 class Output(NamedTuple):
@@ -37,12 +46,19 @@ class Output(NamedTuple):
     saved: "Saved"
 
 
+class Embedded(NamedTuple):
+    """What the embedding saved, of words and, if they are learned, of absolute positions."""
+
+    words: Any
+    positions: embedding.Saved | None
+
+
 class Saved(NamedTuple):
     """What forward keeps for backward, in the order of computation."""
 
     p: Mapping[str, Array]
     config: ModelConfig
-    embedded: Any
+    embedded: Embedded
     embedding_dropped: dropout.Saved
     hidden: list[Array]
     layers: list[transformer_layer.Saved]
@@ -52,18 +68,20 @@ class Saved(NamedTuple):
 
 
 def forward(
-    p: Mapping[str, Array], config: ModelConfig, tokens: Array, targets: Array, past: Array, masks: Masks | None = None
+    p: Mapping[str, Array], config: ModelConfig, tokens: Array, targets: Array, past: Array, masks: Masks | None = None,
+    first_position: int = 0,
 ) -> Output:
     """Scores `targets` (B, T) after `tokens` (B, T) and `past` (L, B, P, D), the layers' inputs of earlier segments.
 
     loss = mean of -log p(target); span_penalty = Σ_layers λ S mean(ρ). masks: the keep-masks of dropout, by name; without
-    them nothing is dropped. Raises InputError for shapes that disagree and for token ids outside the vocabulary.
+    them nothing is dropped. first_position: the absolute position of the block's first token. Raises InputError for shapes
+    that disagree and for token ids outside the vocabulary.
     """
     check_tokens(config, "tokens", tokens)
     check_tokens(config, "targets", targets)
     if targets.shape != tokens.shape:
         raise InputError(f"targets: expected the tokens' shape {tokens.shape}, got {targets.shape}")
-    h, new_past, stacked = hidden_states(p, config, tokens, past, masks or {})
+    h, new_past, stacked = hidden_states(p, config, tokens, past, masks or {}, first_position)
     scored: Any
     if config.cutoffs:
         token_loss, scored = adaptive_softmax.forward(h, targets, softmax_weights(p, config), config.cluster_order)
@@ -74,10 +92,12 @@ def forward(
     return Output(token_loss.mean(), token_loss, _span_penalty(p, config), new_past, stacked._replace(scored=scored))
 
 
-def log_probabilities(p: Mapping[str, Array], config: ModelConfig, tokens: Array, past: Array) -> Array:
+def log_probabilities(
+    p: Mapping[str, Array], config: ModelConfig, tokens: Array, past: Array, first_position: int = 0
+) -> Array:
     """log p of every word after each token: tokens (B, T), past (L, B, P, D) -> (B, T, V)."""
     check_tokens(config, "tokens", tokens)
-    return score_words(p, config, hidden_states(p, config, tokens, past, {})[0])
+    return score_words(p, config, hidden_states(p, config, tokens, past, {}, first_position)[0])
 
 
 def score_words(p: Mapping[str, Array], config: ModelConfig, h: Array) -> Array:
@@ -88,18 +108,18 @@ def score_words(p: Mapping[str, Array], config: ModelConfig, h: Array) -> Array:
 
 
 def hidden_states(
-    p: Mapping[str, Array], config: ModelConfig, tokens: Array, past: Array, masks: Masks
+    p: Mapping[str, Array], config: ModelConfig, tokens: Array, past: Array, masks: Masks, first_position: int
 ) -> tuple[Array, Array, Saved]:
     """The last hidden state (B, T, D), the new past, and what was saved on the way; `scored` is still to come."""
     check_past(config, tokens, past)
-    h, embedded = embed(p, config, tokens)
+    h, embedded = embed(p, config, tokens, first_position)
     array_module({"parameters": h, "tokens": tokens, "past": past})
     h, embedding_dropped = dropout.forward(h, masks.get("embedding"), config.embedding_dropout)
     inputs, layers, options = [], [], layer_options(config)
     for layer in range(config.layers):
         inputs.append(h)
-        keep = masks.get(f"layers.{layer}.attention"), masks.get(f"layers.{layer}.feed_forward")
-        h, saved = transformer_layer.forward(h, past[layer], layer_weights(p, config, layer), options, *keep)
+        weights, keep = layer_weights(p, layer), transformer_layer.part(f"layers.{layer}", masks)
+        h, saved = transformer_layer.forward(h, past[layer], weights, options, keep)
         layers.append(saved)
     h, final_norm = transformer_layer.normalize("final_norm", h, p) if config.norm == "pre" else (h, None)
     last, hidden_dropped = dropout.forward(h, masks.get("hidden"), config.embedding_dropout)
@@ -107,8 +127,21 @@ def hidden_states(
     return last, extend_past(config, past, inputs), saved_all
 
 
-def embed(p: Mapping[str, Array], config: ModelConfig, tokens: Array) -> tuple[Array, Any]:
-    """The first layer's input (B, T, D), and what its pair saved."""
+def embed(p: Mapping[str, Array], config: ModelConfig, tokens: Array, first_position: int = 0) -> tuple[Array, Embedded]:
+    """The first layer's input (B, T, D), absolute positions added where the model has them, and what was saved."""
+    h, words = embed_words(p, config, tokens)
+    block = tokens.shape[1]
+    if config.positions == "sinusoid":
+        return h + positions.absolute(first_position, block, config.width, h), Embedded(words, None)
+    if config.positions == "learned":
+        rows = module_of(h).arange(first_position, first_position + block) % config.span
+        at_position, saved = embedding.forward(p["input.positions"], rows)
+        return h + at_position, Embedded(words, saved)
+    return h, Embedded(words, None)
+
+
+def embed_words(p: Mapping[str, Array], config: ModelConfig, tokens: Array) -> tuple[Array, Any]:
+    """The tokens' vectors (B, T, D), plain or adaptive, and what their pair saved."""
     if not config.cutoffs:
         return embedding.forward(p["input.table"], tokens)
     clusters = range(len(config.clusters))
@@ -116,20 +149,20 @@ def embed(p: Mapping[str, Array], config: ModelConfig, tokens: Array) -> tuple[A
     return adaptive_input.forward(tokens, tables, projections)
 
 
-def layer_weights(p: Mapping[str, Array], config: ModelConfig, layer: int) -> dict[str, Array]:
-    """One layer's parameters under their short names, a shared position table among them."""
-    weights = transformer_layer.part(f"layers.{layer}", p)
-    if config.positions == "relative" and config.share_positions:
-        weights["attention.positions"] = p["positions"]
-    return weights
+def layer_weights(p: Mapping[str, Array], layer: int) -> dict[str, Array]:
+    """One layer's parameters under their short names, those that all layers share among them."""
+    shared = {f"attention.{name}": p[name] for name in SHARED if name in p}
+    return transformer_layer.part(f"layers.{layer}", p) | shared
 
 
 def layer_options(config: ModelConfig) -> transformer_layer.Options:
-    """The constants of every layer."""
+    """The constants of every layer, and which attention and feed-forward the variant has."""
     of_attention = attention.Options(
         config.span, config.span_ramp, config.normalizer_epsilon, config.attend_self, config.dropout
     )
-    return transformer_layer.Options(of_attention, config.heads, config.norm == "pre")
+    of_heads = multi_head.Options(ATTENTIONS.get(config.variant, attention), config.head_width, of_attention)
+    inner = ff_attention if config.variant == "ff-attention" else feed_forward
+    return transformer_layer.Options(of_heads, inner, config.norm == "pre")
 
 
 def softmax_weights(p: Mapping[str, Array], config: ModelConfig) -> adaptive_softmax.Weights:
@@ -171,8 +204,8 @@ def backward(saved: Saved, d_token_loss: Array | None = None) -> Parameters:
     for layer in reversed(range(config.layers)):
         d_h, gradients = transformer_layer.backward(d_h, saved.layers[layer])
         for name, gradient in gradients.items():
-            shared = name == "attention.positions" and config.share_positions
-            g["positions" if shared else f"layers.{layer}.{name}"] += gradient
+            shared = name.removeprefix("attention.")
+            g[shared if shared in SHARED and shared in p else f"layers.{layer}.{name}"] += gradient
     d_h = dropout.backward(d_h, saved.embedding_dropped)
     _embed_backward(g, d_h, saved)
     for layer in range(config.layers if config.adaptive_span else 0):
@@ -202,10 +235,12 @@ def _score_backward(g: Parameters, d_token_loss: Array, saved: Saved) -> Array:
 
 def _embed_backward(g: Parameters, d_h: Array, saved: Saved) -> None:
     """Adds the input's gradients to g, where tied tables already hold the output's."""
+    if saved.embedded.positions is not None:
+        g["input.positions"] += embedding.backward(d_h.sum(0), saved.embedded.positions)
     if not saved.config.cutoffs:
-        g["input.table"] += embedding.backward(d_h, saved.embedded)
+        g["input.table"] += embedding.backward(d_h, saved.embedded.words)
         return
-    d_tables, d_projections = adaptive_input.backward(d_h, saved.embedded)
+    d_tables, d_projections = adaptive_input.backward(d_h, saved.embedded.words)
     for i, (d_table, d_projection) in enumerate(zip(d_tables, d_projections, strict=True)):
         g[f"input.tables.{i}"] += d_table
         g[f"input.projections.{i}"] += d_projection

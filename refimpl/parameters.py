@@ -11,6 +11,8 @@ from refimpl.config import ModelConfig
 from refimpl.errors import InputError
 
 DTYPES = ("float32", "float64", "longdouble", "complex128")
+SHARED = ("positions", "content_bias", "position_bias")
+"""Parameters of the attention that have a layer's name only if each layer has its own."""
 
 
 class Spec(NamedTuple):
@@ -80,7 +82,8 @@ def initialize(config: ModelConfig, seed: int = 0, dtype: Any = "float64") -> Pa
     """First values. Each parameter's depend on seed and name alone, and differ between dtypes by rounding only.
 
     Persistent keys N(0, 1/E) and values N(0, 1/N), positions N(0, 1), spans span_initial (spec of the published runs);
-    linear maps uniform in ±1/√inputs, plain embedding N(0, 1), tied or adaptive tables N(0, 1/width), norms 1 and 0.
+    linear maps uniform in ±1/√inputs, plain embedding N(0, 1), tied or adaptive tables N(0, 1/width), norms 1 and 0;
+    Transformer-XL's u and v N(0, 0.02²) as in its published code; learned absolute positions as the plain embedding.
     """
     if np.dtype(dtype) not in map(np.dtype, DTYPES):
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype}")
@@ -113,8 +116,8 @@ def total(config: ModelConfig) -> int:
 def specification(config: ModelConfig) -> list[Spec]:
     """Every parameter of the model, in the order of the flat vector."""
     specs = _input(config)
-    if config.positions == "relative" and config.share_positions:
-        specs.append(_positions(config, "positions"))
+    if config.share_positions:
+        specs += _positions(config, "")
     for layer in range(config.layers):
         specs += _layer(config, f"layers.{layer}")
     if config.norm == "pre":
@@ -130,33 +133,45 @@ def output_name(config: ModelConfig, kind: str, cluster: int | None = None) -> s
 
 
 def _layer(config: ModelConfig, name: str) -> list[Spec]:
-    width, heads, slots = config.width, config.heads, config.memory
+    width, context = config.width, config.context_heads * config.head_width
     bound = ("uniform", width**-0.5)
-    specs = [Spec(f"{name}.attention.{kind}", (width, width), "attention", bound)
-             for kind in ("query", "key", "value", "output")]
-    if slots:
-        shape = (heads, slots, config.head_width)
-        specs.append(Spec(f"{name}.attention.memory_keys", shape, "memory", ("normal", config.head_width**-0.5)))
+    specs = [Spec(f"{name}.attention.{kind}", (rows, width), "attention", bound)
+             for kind, rows in (("query", width), ("key", context), ("value", context), ("output", width))]
+    if config.memory:
+        _, slots, memory_width = shape = config.memory_shape
+        specs.append(Spec(f"{name}.attention.memory_keys", shape, "memory", ("normal", memory_width**-0.5)))
         specs.append(Spec(f"{name}.attention.memory_values", shape, "memory", ("normal", slots**-0.5)))
-    if config.positions == "relative" and not config.share_positions:
-        specs.append(_positions(config, f"{name}.attention.positions"))
+    if config.positions == "transformer-xl":
+        specs.append(Spec(f"{name}.attention.position_key", (context, width), "positions", bound))
+    if not config.share_positions:
+        specs += _positions(config, f"{name}.attention.")
     if config.adaptive_span:
-        specs.append(Spec(f"{name}.attention.span", (heads,), "spans", ("constant", config.span_initial)))
+        specs.append(Spec(f"{name}.attention.span", (config.context_heads,), "spans", ("constant", config.span_initial)))
     specs += _norm(config, f"{name}.attention_norm")
     if config.feed_forward:
-        wide, bound_wide = config.feed_forward, ("uniform", config.feed_forward**-0.5)
-        specs += [
-            Spec(f"{name}.feed_forward.weight1", (wide, width), "feed_forward", bound),
-            Spec(f"{name}.feed_forward.bias1", (wide,), "feed_forward", bound),
-            Spec(f"{name}.feed_forward.weight2", (width, wide), "feed_forward", bound_wide),
-            Spec(f"{name}.feed_forward.bias2", (width,), "feed_forward", bound_wide),
-            *_norm(config, f"{name}.feed_forward_norm"),
-        ]
+        specs += [*_feed_forward(config, f"{name}.feed_forward"), *_norm(config, f"{name}.feed_forward_norm")]
     return specs
 
 
-def _positions(config: ModelConfig, name: str) -> Spec:
-    return Spec(name, (config.span, config.head_width), "positions", ("normal", 1.0))
+def _feed_forward(config: ModelConfig, name: str) -> list[Spec]:
+    width, wide = config.width, config.feed_forward
+    bound, bound_wide = ("uniform", width**-0.5), ("uniform", wide**-0.5)
+    weights = [Spec(f"{name}.weight1", (wide, width), "feed_forward", bound),
+               Spec(f"{name}.weight2", (width, wide), "feed_forward", bound_wide)]
+    if config.variant == "ff-attention":
+        return weights
+    return [weights[0], Spec(f"{name}.bias1", (wide,), "feed_forward", bound),
+            weights[1], Spec(f"{name}.bias2", (width,), "feed_forward", bound_wide)]
+
+
+def _positions(config: ModelConfig, prefix: str) -> list[Spec]:
+    """What layers may share: the relative positions' table, or Transformer-XL's u and v."""
+    if config.positions == "relative":
+        return [Spec(f"{prefix}positions", (config.span, config.head_width), "positions", ("normal", 1.0))]
+    if config.positions == "transformer-xl":
+        shape = (config.context_heads, config.head_width)
+        return [Spec(f"{prefix}{kind}", shape, "positions", ("normal", 0.02)) for kind in ("content_bias", "position_bias")]
+    return []
 
 
 def _norm(config: ModelConfig, name: str) -> list[Spec]:
@@ -165,13 +180,15 @@ def _norm(config: ModelConfig, name: str) -> list[Spec]:
 
 
 def _input(config: ModelConfig) -> list[Spec]:
-    if not config.cutoffs:
-        deviation = config.width**-0.5 if config.tie_tables else 1.0
-        return [Spec("input.table", (config.vocabulary, config.width), "input", ("normal", deviation))]
+    scale = config.width**-0.5 if config.tie_tables and not config.cutoffs else 1.0
     specs = []
+    if not config.cutoffs:
+        specs.append(Spec("input.table", (config.vocabulary, config.width), "input", ("normal", scale)))
     for i, (first, end, width) in enumerate(config.clusters):
         specs.append(Spec(f"input.tables.{i}", (end - first, width), "input", ("normal", width**-0.5)))
         specs.append(Spec(f"input.projections.{i}", (config.width, width), "input", ("uniform", config.width**-0.5)))
+    if config.positions == "learned":
+        specs.append(Spec("input.positions", (config.span, config.width), "positions", ("normal", scale)))
     return specs
 
 

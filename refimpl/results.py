@@ -70,7 +70,8 @@ def generate(path: Path, prompt: str | None, count: int, temperature: float, top
     saved = checkpoint.load(path)
     vocabulary = _vocabulary(saved)
     tokens = _prompt(vocabulary, prompt)
-    drawn = generation.generate(saved.parameters, saved.config, tokens, count, temperature, top_k, seed)
+    block = saved.train_config.block
+    drawn = generation.generate(saved.parameters, saved.config, tokens, count, temperature, top_k, seed, block)
     after_word = bool(prompt) and not str(prompt)[-1].isspace()
     return Passage(prompt or "", _pieces(vocabulary, drawn, after_word), saved)
 

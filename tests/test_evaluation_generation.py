@@ -81,11 +81,11 @@ def test_steps_with_kept_keys_and_values_equal_the_model(form):
     p = parameters.initialize(config, 1)
     p.vector += 0.1 * np.random.default_rng(0).standard_normal(p.vector.size)
     for layer in range(2 if config.adaptive_span else 0):
-        p[f"layers.{layer}.attention.span"] = [0.2, 0.6]
+        p[f"layers.{layer}.attention.span"] = [0.2, 0.6][: config.context_heads]
     expected = model.log_probabilities(p, config, tokens[None], model.initial_past(config, 1, p.vector))[0]
     pasts = generation.project_past(p, config, model.initial_past(config, 1, p.vector))
     for t in range(15):
-        log_p, pasts = generation.step(p, config, tokens[None, t : t + 1], pasts)
+        log_p, pasts = generation.step(p, config, tokens[None, t : t + 1], pasts, t)
         np.testing.assert_allclose(log_p[0], expected[t], rtol=0, atol=1e-12)
         assert max(past.keys.shape[1] for past in pasts) <= config.span
 
@@ -128,7 +128,7 @@ def test_top_k_never_draws_another():
 @pytest.mark.parametrize(("settings", "message"), [
     ({"temperature": -1.0}, "temperature: expected a finite number of 0 or more, got -1"),
     ({"temperature": math.nan}, "got nan"),
-    ({"top_k": -1}, "top_k and count"),
+    ({"top_k": -1}, "top_k, count and block"),
     ({"prompt": np.empty(0, int)}, "prompt: expected at least one token"),
 ])
 def test_settings_that_cannot_be_are_refused(settings, message):

@@ -9,10 +9,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # imports flow downwards: a file may import what stands before it
 ORDER = [
-    "errors", "arrays", "config", "settings", "parameters", "inputs",
-    "layers.linear", "layers.dropout", "layers.embedding", "layers.layer_norm", "layers.softmax_loss", "layers.span",
-    "layers.positions", "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.attention",
-    "layers.multi_head", "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax",
+    "errors", "arrays", "validation", "config", "settings", "parameters", "inputs",
+    "layers.linear", "layers.dropout", "layers.embedding", "layers.layer_norm", "layers.softmax", "layers.softmax_loss",
+    "layers.span", "layers.positions", "layers.windows", "layers.masked_softmax", "layers.feed_forward",
+    "layers.ff_attention", "layers.attention", "layers.persistent_attention", "layers.split_attention",
+    "layers.head_split", "layers.multi_head", "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax",
     "model", "optimizers", "training", "evaluation", "generation", "checkpoint", "convert", "accounting", "runs",
     "gradcheck", "datasets", "results", "jobs", "console", "exits", "cli", "__main__",
 ]

@@ -14,6 +14,8 @@ BASE = ModelConfig(vocabulary=7, width=4, heads=2, layers=2, span=5, memory=3, s
 BASELINE = {"memory": 0, "feed_forward": 5}
 CLUSTERS = {"cutoffs": (2, 4), "divisor": 2}
 TIED = {**CLUSTERS, "tie_tables": True, "tie_projections": True}
+XL = {"positions": "transformer-xl"}
+SELF = {"attend_self": True}
 FORMS = {
     "all-attention": {},
     "baseline": BASELINE,
@@ -38,6 +40,24 @@ FORMS = {
     "positions of each layer": {"share_positions": False},
     "no positions": {"positions": "none"},
     "published": {"normalizer_epsilon": 1e-8, "zero_past": True},
+    "attention-split": {"variant": "attention-split"},
+    "attention-split, epsilon, dropout": {"variant": "attention-split", "normalizer_epsilon": 1e-8, "dropout": 0.3},
+    "single-head": {"variant": "single-head", "norm": "pre"},
+    "single-head, dropout, adaptive": {"variant": "single-head", "dropout": 0.3, **TIED},
+    "head-split": {"variant": "head-split"},
+    "head-split, three heads, dropout": {"variant": "head-split", "width": 6, "heads": 3, "dropout": 0.3, **SELF},
+    "ff-attention": {**BASELINE, "variant": "ff-attention"},
+    "ff-attention, dropout, pre-norm": {**BASELINE, "variant": "ff-attention", "dropout": 0.3, "norm": "pre"},
+    "transformer-xl": XL,
+    "transformer-xl of each layer, attend self": {**XL, "share_positions": False, **SELF},
+    "transformer-xl, baseline": {**BASELINE, **XL, "normalizer_epsilon": 1e-8},
+    "transformer-xl, attention-split": {**XL, "variant": "attention-split", "dropout": 0.3},
+    "transformer-xl, single-head, odd width": {**XL, "variant": "single-head", "width": 5, "heads": 1},
+    "transformer-xl, head-split": {**XL, "variant": "head-split", "width": 6, "heads": 3},
+    "sinusoid": {"positions": "sinusoid", "width": 5, "heads": 1},
+    "sinusoid, adaptive, ff-attention": {**BASELINE, "positions": "sinusoid", "variant": "ff-attention", **TIED},
+    "learned": {"positions": "learned", "embedding_dropout": 0.2},
+    "learned, shorter than a block, adaptive": {"positions": "learned", "span": 3, **CLUSTERS},
 }
 
 
@@ -47,7 +67,7 @@ def draw(config, seed=0, batch=2, block=4):
     p = parameters.initialize(config, seed)
     p.vector += 0.1 * rng.standard_normal(p.vector.size)
     for layer in range(config.layers if config.adaptive_span else 0):
-        p[f"layers.{layer}.attention.span"] = rng.uniform(0.1, 0.5, config.heads)
+        p[f"layers.{layer}.attention.span"] = rng.uniform(0.1, 0.5, config.context_heads)
     return p, *rng.integers(0, config.vocabulary, (2, 2, batch, block))
 
 

@@ -24,8 +24,9 @@ class Options(NamedTuple):
 class Arguments(NamedTuple):
     """What the function takes, and in this order what backward returns gradients of; None = that part is absent.
 
-    queries (B, T, H, E) · keys, values (B, P + T, H, E) of [past ; block] · positions (S, E), nearest first, or None ·
-    memory_keys μ, memory_values ν (H, N, E) or None · rho (H) or None = no adaptive span.
+    queries (B, T, H, E) · keys, values (B, P + T, H, E) of [past ; block] · positions (S, E), or (H, S, E) with a table for
+    each head, nearest first, or None · memory_keys μ, memory_values ν (H, N, E) or None · rho (H) or None = no adaptive
+    span · content_bias u, position_bias v (H, E) or None = 0.
     """
 
     queries: Array
@@ -35,6 +36,8 @@ class Arguments(NamedTuple):
     memory_keys: Array | None = None
     memory_values: Array | None = None
     rho: Array | None = None
+    content_bias: Array | None = None
+    position_bias: Array | None = None
 
 
 class Saved(NamedTuple):
@@ -52,23 +55,35 @@ class Saved(NamedTuple):
     mix: windows.Saved
 
 
-def forward(arguments: Arguments, options: Options, keep: Array | None = None) -> tuple[Array, Saved]:
+def forward(
+    arguments: Arguments, options: Options, keep: Array | None = None, keep_memory: Array | None = None
+) -> tuple[Array, Saved]:
     """y_t = Σ_c a_tc v_c + Σ_n a_tn √N ν_n,  a = w ⊙ e^s / Σ (w + ε) e^s jointly over S + N slots  -> (B, T, H, E).
 
-    s_tc = q_t · (k_c + p_δ) / √E,  s_tn = q_t · (√E μ_n) / √E,  w_tc = m_z(δ),  w_tn = 1; positions that do not exist have
-    w = 0. keep (B, H, T, S + N) drops normalised weights. Raises InputError if shapes disagree or if the first query
-    sees nothing.
+    s_tc = ((q_t + u) · k_c + (q_t + v) · p_δ) / √E,  s_tn = q_t · (√E μ_n) / √E,  w_tc = m_z(δ),  w_tn = 1; positions that
+    do not exist have w = 0. keep (B, H, T, S) and keep_memory (B, H, T, N) drop normalised weights. Raises InputError if
+    shapes disagree or if the first query sees nothing.
     """
-    queries, keys, values, table, memory_keys, memory_values, _ = arguments
-    xp = array_module(arguments._asdict())
     check(arguments, options)
+    if arguments.memory_keys is None and not (arguments.keys.shape[1] > arguments.queries.shape[1] or options.attend_self):
+        raise InputError("the first query sees nothing: expected a past (zero_past gives one of zeros), persistent "
+                         "vectors, or attend_self")
+    return attend(arguments, options, keep, keep_memory)
+
+
+def attend(
+    arguments: Arguments, options: Options, keep: Array | None = None, keep_memory: Array | None = None
+) -> tuple[Array, Saved]:
+    """The function itself: a query that sees nothing gives 0."""
+    queries, keys, values, table, memory_keys, memory_values, _, content_bias, position_bias = arguments
+    xp = array_module(arguments._asdict())
     block, width = queries.shape[1], queries.shape[3]
     root = square_root(width, queries.dtype)
 
-    context, scores = windows.scores_forward(queries, keys, options.span, options.attend_self)
+    context, scores = windows.scores_forward(_biased(queries, content_bias), keys, options.span, options.attend_self)
     position_scores = None
     if table is not None:
-        at_distance, position_scores = positions.relative_forward(queries, table)
+        at_distance, position_scores = positions.relative_forward(_biased(queries, position_bias), table)
         context = context + at_distance
     logits = context / root
     if memory_keys is not None:
@@ -78,7 +93,7 @@ def forward(arguments: Arguments, options: Options, keep: Array | None = None) -
     exists = windows.exists(xp, keys.shape[1] - block, block, options.span, options.attend_self)
     weight, present, mask = _weights(arguments, options, exists)
     attention, softmax = masked_softmax.forward(logits, weight, present, options.normalizer_epsilon)
-    kept, dropped = drop.forward(attention, keep, options.dropout)
+    kept, dropped = drop.forward(attention, _kept_slots(keep, keep_memory, memory_keys), options.dropout)
 
     y, mix = windows.mix_forward(kept[..., : options.span], values, options.attend_self)
     if memory_values is not None:
@@ -90,13 +105,13 @@ def forward(arguments: Arguments, options: Options, keep: Array | None = None) -
 
 def backward(dy: Array, saved: Saved) -> Arguments:
     """The gradient of every argument: the equations above in reverse order; dy (B, T, H, E)."""
-    queries, _, _, _, memory_keys, memory_values, _ = saved.arguments
+    queries, _, _, _, memory_keys, memory_values, _, content_bias, position_bias = saved.arguments
     size = saved.options.span
     root = square_root(queries.shape[3], queries.dtype)
     xp = array_module({"dy": dy, "queries": queries})
 
     d_kept, d_values = windows.mix_backward(dy, saved.mix)
-    d_memory_keys = d_memory_values = d_table = d_rho = None
+    d_memory_keys = d_memory_values = d_table = d_rho = d_content_bias = d_position_bias = None
     if memory_values is not None:
         d_rows = dy.transpose(0, 2, 1, 3)
         root_slots = square_root(memory_values.shape[1], queries.dtype)
@@ -112,14 +127,36 @@ def backward(dy: Array, saved: Saved) -> Arguments:
 
     d_context = d_logits[..., :size] / root
     d_queries, d_keys = windows.scores_backward(d_context, saved.scores)
+    if content_bias is not None:
+        d_content_bias = d_queries.sum((0, 1))
     if saved.position_scores is not None:
         d_at_distance, d_table = positions.relative_backward(d_context, saved.position_scores)
         d_queries = d_queries + d_at_distance
+        if position_bias is not None:
+            d_position_bias = d_at_distance.sum((0, 1))
     if memory_keys is not None:
         d_persistent, rows = d_logits[..., size:] / root, queries.transpose(0, 2, 1, 3)
         d_queries = d_queries + (d_persistent @ (root * memory_keys)).transpose(0, 2, 1, 3)
         d_memory_keys = root * (d_persistent.swapaxes(-1, -2) @ rows).sum(0)
-    return Arguments(d_queries, d_keys, d_values, d_table, d_memory_keys, d_memory_values, d_rho)
+    return Arguments(
+        d_queries, d_keys, d_values, d_table, d_memory_keys, d_memory_values, d_rho, d_content_bias, d_position_bias
+    )
+
+
+def _biased(queries: Array, bias: Array | None) -> Array:
+    """q + u, for every query of a head."""
+    return queries if bias is None else queries + bias
+
+
+def _kept_slots(keep: Array | None, keep_memory: Array | None, memory: Array | None) -> Array | None:
+    """One keep-mask over all slots; None if nothing is dropped."""
+    if keep is None and keep_memory is None:
+        return None
+    if keep is None or (keep_memory is None) != (memory is None):
+        raise InputError("keep and keep_memory: expected one for the context and one for the persistent vectors, or neither")
+    if memory is None:
+        return keep
+    return array_module({"keep": keep, "keep_memory": keep_memory}).concatenate([keep, keep_memory], axis=-1)
 
 
 def _weights(arguments: Arguments, options: Options, exists: Array) -> tuple[Array, Array, span.MaskSaved | None]:
@@ -148,9 +185,11 @@ def check(arguments: Arguments, options: Options) -> None:
     batch, block, heads, width = arguments.queries.shape
     length = arguments.keys.shape[1]
     slots = 0 if arguments.memory_keys is None else arguments.memory_keys.shape[1]
+    in_keys, in_memory = (batch, length, heads, width), (heads, slots, width)
+    by_head = arguments.positions is not None and arguments.positions.ndim == 3
+    table = (heads, options.span, width) if by_head else (options.span, width)
     expected = Arguments(
-        (batch, block, heads, width), (batch, length, heads, width), (batch, length, heads, width),
-        (options.span, width), (heads, slots, width), (heads, slots, width), (heads,),
+        arguments.queries.shape, in_keys, in_keys, table, in_memory, in_memory, (heads,), (heads, width), (heads, width)
     )
     for name, array, shape in zip(Arguments._fields, arguments, expected, strict=True):
         if array is not None and array.shape != shape:
@@ -159,6 +198,3 @@ def check(arguments: Arguments, options: Options) -> None:
         raise InputError(f"keys: expected at least the block's {block} positions, got {length}")
     if (arguments.memory_keys is None) != (arguments.memory_values is None):
         raise InputError("memory_keys and memory_values: expected both or neither")
-    if not (slots or length > block or options.attend_self):
-        raise InputError("the first query sees nothing: expected a past (zero_past gives one of zeros), persistent "
-                         "vectors, or attend_self")

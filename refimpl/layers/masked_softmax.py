@@ -17,15 +17,17 @@ class Saved(NamedTuple):
 def forward(logits: Array, weight: Array, present: Array, epsilon: float = 0.0) -> tuple[Array, Saved]:
     """a_j = w_j e_j / Z,  Z = Σ_j (w_j + ε) e_j,  e_j = exp(s_j - shift), over the last axis.
 
-    logits (…, slots); weight, 0 where not present, and present (boolean) broadcast against it; some w_j + ε > 0 in every
-    row. ε = 0 is the exact form; ε = 1e-8 is softmax, mask and division by the sum + ε, as published. The shift is the
-    largest logit that counts; a slot of weight 0 may lie above it, and its e_j, needed for dw, is held finite.
+    logits (…, slots); weight, 0 where not present, and present (boolean) broadcast against it; a row without any
+    w_j + ε > 0 gives 0. ε = 0 is the exact form; ε = 1e-8 is softmax, mask and division by the sum + ε, as published. The
+    shift is the largest logit that counts; a slot of weight 0 may lie above it, and its e_j, needed for dw, is held finite.
     """
     xp = module_of(logits)
     counted = (weight + epsilon) * present if epsilon else weight
-    shift = xp.where(counted.real > 0, logits.real, -xp.inf).max(-1, keepdims=True)
+    counts = counted.real > 0
+    some = counts.any(-1, keepdims=True)
+    shift = xp.where(some, xp.where(counts, logits.real, -xp.inf).max(-1, keepdims=True), 0)
     exponentials = xp.exp(xp.minimum(logits - shift, largest_exponent(logits.dtype)))
-    share = exponentials / (counted * exponentials).sum(-1, keepdims=True)
+    share = exponentials / xp.where(some, (counted * exponentials).sum(-1, keepdims=True), 1)
     attention = weight * share
     return attention, Saved(share, weight, counted, attention)
 

@@ -4,19 +4,20 @@ Post-norm: h ← norm(h + sublayer(h)), Vaswani et al. (arXiv 1706.03762), secti
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from refimpl.arrays import Array, module_of
-from refimpl.layers import attention, feed_forward, layer_norm, multi_head
+from refimpl.layers import layer_norm, multi_head
 
 Weights = Mapping[str, Array]  # attention.…, attention_norm.…, feed_forward.…, feed_forward_norm.…
 
 
 class Options(NamedTuple):
-    """The layer's constants; heads H."""
+    """The layer's constants; feed_forward: feed_forward.py, or another module of the same form."""
 
-    attention: attention.Options
-    heads: int
+    attention: multi_head.Options
+    feed_forward: ModuleType
     pre_norm: bool
 
 
@@ -26,40 +27,38 @@ class Saved(NamedTuple):
     options: Options
     attention: multi_head.Saved
     attention_norm: layer_norm.Saved
-    inner: feed_forward.Saved | None = None
+    inner: Any = None
     inner_norm: layer_norm.Saved | None = None
 
 
-def forward(
-    h: Array, past: Array, weights: Weights, options: Options, keep_attention: Array | None = None,
-    keep_feed_forward: Array | None = None,
-) -> tuple[Array, Saved]:
-    """h (B, T, D), past (B, P, D), the layer's input of earlier segments -> (B, T, D). keep_…: dropout's keep-masks."""
+def forward(h: Array, past: Array, weights: Weights, options: Options, masks: Mapping[str, Array]) -> tuple[Array, Saved]:
+    """h (B, T, D), past (B, P, D), the layer's input of earlier segments -> (B, T, D).
+
+    masks: keep-masks of dropout, of those among attention, memory and feed_forward that drop.
+    """
     context = module_of(h).concatenate([past, h], axis=1)
     if options.pre_norm:
         context, norm = normalize("attention_norm", context, weights)
-    out, attended = multi_head.forward(
-        context, h.shape[1], part("attention", weights), options.attention, options.heads, keep_attention
-    )
+    out, attended = multi_head.forward(context, h.shape[1], part("attention", weights), options.attention, masks)
     h = h + out
     if not options.pre_norm:
         h, norm = normalize("attention_norm", h, weights)
     saved = Saved(options, attended, norm)
     if "feed_forward.weight1" not in weights:
         return h, saved
-    h, inner, inner_norm = feed_forward_sublayer(h, weights, options, keep_feed_forward)
+    h, inner, inner_norm = feed_forward_sublayer(h, weights, options, masks.get("feed_forward"))
     return h, saved._replace(inner=inner, inner_norm=inner_norm)
 
 
 def feed_forward_sublayer(
     h: Array, weights: Weights, options: Options, keep: Array | None = None
-) -> tuple[Array, feed_forward.Saved, layer_norm.Saved]:
-    """h ← norm(h + W₂ relu(W₁ h + b₁) + b₂), or with the norm before W₁."""
+) -> tuple[Array, Any, layer_norm.Saved]:
+    """h ← norm(h + f(h)), or h ← h + f(norm(h)), f the feed-forward."""
     x = h
     if options.pre_norm:
         x, norm = normalize("feed_forward_norm", h, weights)
-    of_inner = feed_forward.Weights(**part("feed_forward", weights))
-    y, inner = feed_forward.forward(x, of_inner, keep, options.attention.dropout)
+    of_inner = options.feed_forward.Weights(**part("feed_forward", weights))
+    y, inner = options.feed_forward.forward(x, of_inner, keep, options.attention.attention.dropout)
     h = h + y
     if not options.pre_norm:
         h, norm = normalize("feed_forward_norm", h, weights)
@@ -84,11 +83,11 @@ def backward(d_h: Array, saved: Saved) -> tuple[Array, dict[str, Array]]:
 
 
 def _feed_forward_backward(
-    d_h: Array, inner: feed_forward.Saved, norm: layer_norm.Saved, options: Options, gradients: dict[str, Array]
+    d_h: Array, inner: Any, norm: layer_norm.Saved, options: Options, gradients: dict[str, Array]
 ) -> Array:
     if not options.pre_norm:
         d_h = _norm_backward("feed_forward_norm", d_h, norm, gradients)
-    d_x, of_inner = feed_forward.backward(d_h, inner)
+    d_x, of_inner = options.feed_forward.backward(d_h, inner)
     gradients |= {f"feed_forward.{name}": gradient for name, gradient in of_inner._asdict().items()}
     if options.pre_norm:
         d_x = _norm_backward("feed_forward_norm", d_x, norm, gradients)
