@@ -24,7 +24,8 @@ def extend_past(config: ModelConfig, past: Array, inputs: list[Array]) -> Array:
     _, batch, length, width = past.shape
     block = inputs[0].shape[1]
     kept = min(config.span, length + block)
-    extended = xp.empty((config.layers, batch, kept, width), inputs[0].dtype)
+    # the last layer's dtype: in a complex step by one parameter the first layer's input may still be real
+    extended = xp.empty((config.layers, batch, kept, width), inputs[-1].dtype)
     new = min(block, kept)
     extended[:, :, : kept - new] = past[:, :, length - (kept - new) :]
     for layer, h in enumerate(inputs):

@@ -15,7 +15,8 @@ ORDER = [
     "layers.ff_attention", "layers.attention", "layers.persistent_attention", "layers.split_attention",
     "layers.head_split", "layers.multi_head", "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax",
     "model", "optimizers", "training", "evaluation", "generation", "checkpoint", "convert", "accounting", "runs",
-    "gradcheck", "datasets", "results", "jobs", "console", "exits", "cli", "__main__",
+    "gradcheck", "checks.pairs", "checks.attentions", "checks.models", "checks.run", "datasets",
+    "results", "jobs", "console", "exits", "cli", "__main__",
 ]
 FILE_LINES, FUNCTION_LINES = 250, 45
 

@@ -1,0 +1,1 @@
+"""What `refimpl gradcheck` checks: every pair of layers/, and whole models of every variant."""

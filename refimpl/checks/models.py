@@ -1,0 +1,90 @@
+"""Whole models as gradient checks take them: the loss of a third segment, and the span penalty, by every parameter."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from refimpl import model, parameters
+from refimpl.arrays import Array, random_stream
+from refimpl.checks.pairs import Pair, Stream
+from refimpl.config import ModelConfig
+from refimpl.inputs import draw_masks
+
+BASE = ModelConfig(vocabulary=7, width=6, heads=3, layers=2, span=5, memory=2, span_ramp=2, span_penalty=0.01)
+CLUSTERS = {"cutoffs": (2, 4), "divisor": 1}
+TIED = {**CLUSTERS, "tie_tables": True, "tie_projections": True}
+FEED_FORWARD = {"memory": 0, "feed_forward": 5, "zero_past": True}
+FORMS: dict[str, dict[str, Any]] = {
+    "all-attention": {},
+    "attention-split": {"variant": "attention-split"},
+    "head-split": {"variant": "head-split"},
+    "single-head": {"variant": "single-head"},
+    "ff-attention": {**FEED_FORWARD, "variant": "ff-attention"},
+    "transformer": FEED_FORWARD,
+    "positions-transformer-xl": {"positions": "transformer-xl"},
+    "positions-transformer-xl-by-layer": {"positions": "transformer-xl", "share_positions": False},
+    "positions-sinusoid": {"positions": "sinusoid"},
+    "positions-learned": {"positions": "learned"},
+    "positions-by-layer": {"share_positions": False},
+    "positions-none": {"positions": "none"},
+    "fixed-span": {"adaptive_span": False},
+    "attend-self": {"attend_self": True},
+    "pre-norm": {"norm": "pre"},
+    "published": {"normalizer_epsilon": 1e-8, "zero_past": True},
+    "dropout": {"dropout": 0.3, "embedding_dropout": 0.2},
+    "adaptive": CLUSTERS,
+    "adaptive-tied": {**TIED, "cluster_order": "reversed"},
+    "plain-tied": {"tie_tables": True},
+}
+
+
+def scaled_down(config: ModelConfig) -> ModelConfig:
+    """The same form at the size of a check: every convention and switch as it is, every size a few units."""
+    clusters = len(config.cutoffs)
+    divisor = min(config.divisor, 2)
+    width = max(2 * min(config.heads, 2), divisor**clusters)
+    return replace(
+        config, vocabulary=3 + 2 * clusters, width=width, heads=min(config.heads, 2), layers=min(config.layers, 2), span=5,
+        memory=min(config.memory, 2), feed_forward=min(config.feed_forward, 5), span_ramp=2, divisor=divisor,
+        cutoffs=tuple(2 + 2 * i for i in range(clusters)))
+
+
+def of_model(config: ModelConfig, rng: Stream, block: int) -> Pair:
+    """y = Σ w_bt token_loss_bt + span penalty, w random, of the third of three segments, the past of two before it.
+
+    Parameters are moved away from their first values, spans to places that are no kinks.
+    """
+    seed = int(rng.integers(2**31))
+    p = parameters.initialize(config, seed)
+    p.vector += 0.1 * rng.standard_normal(p.vector.size)
+    for name in (name for name in p if name.endswith(".span")):
+        p[name] = rng.uniform(0.1, 0.5, p[name].shape)
+    tokens = rng.integers(0, config.vocabulary, (4, 2, block))
+    past = model.initial_past(config, 2, p.vector)
+    for segment in tokens[:2]:
+        past = model.forward(p, config, segment, segment, past).past
+    weights, masks = rng.standard_normal((2, block)), draw_masks(config, 2, block, seed, 1, p.vector)
+
+    def forward(*given: Array) -> model.Output:
+        arrays = dict(zip(p, given, strict=True))
+        return model.forward(arrays, config, tokens[2], tokens[3], past.astype(given[0].dtype), masks)
+
+    def value(*given: Array) -> Any:
+        out = forward(*given)
+        return (out.token_loss * weights).sum() + out.span_penalty
+
+    def vjp(dy: Any, *given: Array) -> tuple[Array, ...]:
+        gradients = model.backward(forward(*given).saved, weights.astype(given[0].dtype))
+        return tuple(dy * gradients[name] for name in p)
+
+    return Pair(value, vjp, dict(p.items()))
+
+
+def named(name: str, config: ModelConfig, seed: int, size: int) -> Pair:
+    """The model's check; its random numbers depend on seed and name alone."""
+    return of_model(config, random_stream(seed, f"check {name}"), size)
+
+
+def forms() -> Mapping[str, ModelConfig]:
+    """Every variant, every kind of positions and every convention, by name."""
+    return {name: replace(BASE, **changes) for name, changes in FORMS.items()}
