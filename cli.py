@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def train(
     refimpl train --out runs/mine --resume
     refimpl train --preset enwik8-all-attention --dry-run
     """
-    from refimpl import console, jobs
+    from refimpl import console, jobs, terminal
 
     request = jobs.Request(preset, config_file, data_path, vocabulary, assignments, out, _store(store))
     if dry_run:
@@ -93,39 +92,7 @@ def train(
     run, unit, evaluate = jobs.open_run(request, resume)
     _tell_passed_over(run.saved.passed_over, str(run.saved.path))
     run.time_limit = time_limit
-    _train(run, unit, evaluate, as_json)
-def _train(run: Any, unit: str, evaluate: Callable[[], Any], as_json: bool) -> None:
-    """Trains until done or signalled, showing each record; prints where the result is."""
-    from refimpl import console, runs
-
-    received: list[int] = []
-
-    def remember(number: int, frame: object) -> None:
-        if received:  # a second Ctrl-C does not wait for the update to end
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    result: dict[str, Any] = {"run": str(run.folder)}
-    try:
-        with console.ProgressLine(unit) as line:
-            for record in runs.train(run, evaluate, lambda: bool(received)):
-                result.update(record)
-                if "update" in record:
-                    line.show(record)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        number = run.saved.optimizer.updates
-        console.note(f"stopped at update {number}; wrote {result['checkpoint']}; --resume goes on from it")
-        raise exits.EndedError(exits.INTERRUPTED if received[0] == signal.SIGINT else exits.TERMINATED)
-    if run.saved.optimizer.updates < run.saved.train_config.updates:
-        console.note(f"the time limit came at update {run.saved.optimizer.updates} of {run.saved.train_config.updates}")
-    text = [("run", result["run"]), ("checkpoint", result["checkpoint"])]
-    if "valid_bits" in result:
-        text.insert(0, ("validation", f"{result['valid_bits']:.4f} bits per {unit}, update {run.saved.optimizer.updates}"))
-    console.show(result, "\n".join(f"{name:<12}{value}" for name, value in text), as_json)
+    terminal.train(run, unit, evaluate, as_json)
 
 
 @commands.command("eval")

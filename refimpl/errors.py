@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite; the message names the first such tensor. The command line exits with 1."""
+
+
+class CalledFailedError(Exception):
+    """A function that is not ours, called to be checked, raised an error of its own."""

@@ -6,10 +6,11 @@ from typing import NoReturn
 
 import click
 
-from refimpl.errors import InputError, NonFiniteError
+from refimpl.errors import CalledFailedError, InputError, NonFiniteError
 
-PROBLEM, USAGE, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
-"""Exit codes: the loss is not finite; bad usage or input; a bug of ours; stopped by a signal, a checkpoint written."""
+PROBLEM, USAGE, OUTSIDE, INCOMPLETE, BUG, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 70, 130, 143
+"""Exit codes: the loss is not finite or a check failed; bad usage or input; a function that is not ours failed; a check
+could not decide; a bug of ours; stopped by a signal, a checkpoint written."""
 
 
 class EndedError(Exception):
@@ -48,6 +49,8 @@ def _verdict(error: Exception) -> tuple[str, int]:
         return "interrupted", INTERRUPTED
     if isinstance(error, NonFiniteError):
         return str(error), PROBLEM
+    if isinstance(error, CalledFailedError):
+        return str(error), OUTSIDE
     if isinstance(error, click.ClickException):
         hint = " (--help shows an example)" if isinstance(error, click.UsageError) else ""
         return error.format_message() + hint, USAGE

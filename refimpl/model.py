@@ -32,8 +32,9 @@ from refimpl.parameters import SHARED, Parameters, output_name, total
 
 __all__ = ["Output", "backward", "forward", "initial_past", "log_probabilities"]
 
-# the attention of each variant, where it is another than attention.py
+# of each variant, where it is another than attention.py and feed_forward.py
 ATTENTIONS = {"attention-split": split_attention, "single-head": split_attention, "head-split": head_split}
+FEED_FORWARDS = {"ff-attention": ff_attention}
 
 
 class Output(NamedTuple):
@@ -161,7 +162,7 @@ def layer_options(config: ModelConfig) -> transformer_layer.Options:
         config.span, config.span_ramp, config.normalizer_epsilon, config.attend_self, config.dropout
     )
     of_heads = multi_head.Options(ATTENTIONS.get(config.variant, attention), config.head_width, of_attention)
-    inner = ff_attention if config.variant == "ff-attention" else feed_forward
+    inner = FEED_FORWARDS.get(config.variant, feed_forward)
     return transformer_layer.Options(of_heads, inner, config.norm == "pre")
 
 

@@ -27,8 +27,6 @@ def worst(errors_of_pair, builder, size=3):
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_pair_is_exact(errors_of_pair, name, size):
-    if (name, size) == ("of_span", 1):
-        size = 2
     assert worst(errors_of_pair, BUILDERS[name], size) <= 1e-12
 
 

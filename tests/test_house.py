@@ -9,14 +9,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # imports flow downwards: a file may import what stands before it
 ORDER = [
-    "errors", "arrays", "validation", "config", "settings", "parameters", "inputs",
-    "layers.linear", "layers.dropout", "layers.embedding", "layers.layer_norm", "layers.softmax", "layers.softmax_loss",
-    "layers.span", "layers.positions", "layers.windows", "layers.masked_softmax", "layers.feed_forward",
-    "layers.ff_attention", "layers.attention", "layers.persistent_attention", "layers.split_attention",
-    "layers.head_split", "layers.multi_head", "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax",
-    "model", "optimizers", "training", "evaluation", "generation", "checkpoint", "convert", "accounting", "runs",
-    "gradcheck", "checks.pairs", "checks.attentions", "checks.models", "checks.run", "datasets",
-    "results", "jobs", "console", "exits", "cli", "__main__",
+    "errors", "arrays", "validation", "config", "settings", "parameters", "inputs", "layers.linear", "layers.dropout",
+    "layers.embedding", "layers.layer_norm", "layers.softmax", "layers.softmax_loss", "layers.span", "layers.positions",
+    "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.ff_attention", "layers.attention",
+    "layers.persistent_attention", "layers.split_attention", "layers.head_split", "layers.multi_head",
+    "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax", "model", "functions.forms",
+    "functions.basic", "functions.composed", "functions", "optimizers", "training", "evaluation", "generation",
+    "checkpoint", "convert", "accounting", "runs", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
+    "checks.run", "datasets", "results", "jobs", "console", "exits", "terminal", "cli", "__main__",
 ]
 FILE_LINES, FUNCTION_LINES = 250, 45
 
@@ -31,11 +31,10 @@ def sources():
 
 
 def room(name):
-    """The entry of ORDER that a module belongs to; None for a package's own `__init__`."""
-    for prefix in (name, name.partition(".")[0]):
-        if prefix in ORDER:
-            return prefix
-    return None
+    """The entry of ORDER that a module belongs to, the longest that fits; None for a package's own `__init__`."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in ORDER), None)
 
 
 def imports(tree):
@@ -55,7 +54,7 @@ def upward(name, tree):
     for module in imports(tree):
         parts = module.split(".")
         if parts[0] == "refimpl" and len(parts) > 1 and here is not None:
-            there = room(".".join(parts[1:])) or room(".".join(parts[1:3]))
+            there = room(".".join(parts[1:]))
             if there is not None and ORDER.index(there) > ORDER.index(here):
                 found.append(module)
         if parts[0] in ("gradcheck", "datasets", "cli"):

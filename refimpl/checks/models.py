@@ -1,13 +1,14 @@
 """Whole models as gradient checks take them: the loss of a third segment, and the span penalty, by every parameter."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from refimpl import model, parameters
 from refimpl.arrays import Array, random_stream
 from refimpl.checks.pairs import Pair, Stream
 from refimpl.config import ModelConfig
+from refimpl.functions import FUNCTIONS, Results
 from refimpl.inputs import draw_masks
 
 BASE = ModelConfig(vocabulary=7, width=6, heads=3, layers=2, span=5, memory=2, span_ramp=2, span_penalty=0.01)
@@ -59,22 +60,22 @@ def of_model(config: ModelConfig, rng: Stream, block: int) -> Pair:
     p.vector += 0.1 * rng.standard_normal(p.vector.size)
     for name in (name for name in p if name.endswith(".span")):
         p[name] = rng.uniform(0.1, 0.5, p[name].shape)
-    tokens = rng.integers(0, config.vocabulary, (4, 2, block))
-    past = model.initial_past(config, 2, p.vector)
-    for segment in tokens[:2]:
-        past = model.forward(p, config, segment, segment, past).past
-    weights, masks = rng.standard_normal((2, block)), draw_masks(config, 2, block, seed, 1, p.vector)
+    tokens, targets = rng.integers(0, config.vocabulary, (2, 3, 2, block))
+    masks = {f"keep.{name}": mask for name, mask in draw_masks(config, 2, block, seed, 1, p.vector).items()}
+    weights, settings, function = rng.standard_normal((2, block)), asdict(config), FUNCTIONS["model"]
+    start = {"tokens": tokens[:2], "targets": targets[:2], "past": model.initial_past(config, 2, p.vector)}
+    past = function.forward(settings, {**p, **start, **masks})[0]["past"]
+    inputs = {"tokens": tokens[2:], "targets": targets[2:], "past": past, **masks}
 
-    def forward(*given: Array) -> model.Output:
-        arrays = dict(zip(p, given, strict=True))
-        return model.forward(arrays, config, tokens[2], tokens[3], past.astype(given[0].dtype), masks)
+    def forward(*given: Array) -> tuple[Results, Any]:
+        return function.forward(settings, {**inputs, **dict(zip(p, given, strict=True))})
 
     def value(*given: Array) -> Any:
-        out = forward(*given)
-        return (out.token_loss * weights).sum() + out.span_penalty
+        outputs, _ = forward(*given)
+        return (outputs["token_loss"] * weights).sum() + outputs["span_penalty"]
 
     def vjp(dy: Any, *given: Array) -> tuple[Array, ...]:
-        gradients = model.backward(forward(*given).saved, weights.astype(given[0].dtype))
+        gradients = function.backward({"token_loss": weights.astype(given[0].dtype)}, forward(*given)[1])
         return tuple(dy * gradients[name] for name in p)
 
     return Pair(value, vjp, dict(p.items()))

@@ -3,18 +3,9 @@
 The first heads, as many as the keys have, attend to the context alone; the rest to persistent vectors alone.
 """
 
-from typing import NamedTuple
-
 from refimpl.arrays import Array, module_of
 from refimpl.layers import attention, persistent_attention
-
-
-class Saved(NamedTuple):
-    """What the two groups of heads saved."""
-
-    arguments: attention.Arguments
-    context: attention.Saved
-    persistent: persistent_attention.Saved
+from refimpl.layers.split_attention import Saved
 
 
 def forward(

@@ -1,0 +1,21 @@
+"""Every function of the model under its name, callable in one form: for gradient checks and for golden vectors."""
+
+from refimpl.functions.basic import BASIC
+from refimpl.functions.composed import COMPOSED
+from refimpl.functions.forms import Arrays, Function, Results, Settings
+
+FUNCTIONS = BASIC | COMPOSED
+
+__all__ = ["FUNCTIONS", "Arrays", "Function", "Results", "Settings", "evaluate"]
+
+
+def evaluate(name: str, settings: Settings, inputs: Arrays) -> Results:
+    """Outputs, and with a cotangent d_y among the inputs for an output y the gradients d_x of every input x that has one."""
+    function = FUNCTIONS[name]
+    given = {key: array for key, array in inputs.items() if not key.startswith("d_")}
+    outputs, saved = function.forward(settings, given)
+    cotangents = {output: inputs[f"d_{output}"] for output in outputs if f"d_{output}" in inputs}
+    if not cotangents:
+        return outputs
+    gradients = function.backward(cotangents, saved)
+    return outputs | {f"d_{key}": gradient for key, gradient in gradients.items()}

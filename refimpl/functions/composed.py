@@ -1,0 +1,96 @@
+"""The attentions, the sublayers around them, and whole models, by name."""
+
+from types import ModuleType
+from typing import Any
+
+from refimpl import model, parameters
+from refimpl.arrays import array_module
+from refimpl.config import ModelConfig
+from refimpl.functions.forms import Arrays, Function, Results, Settings
+from refimpl.layers import attention, feed_forward, head_split, multi_head, split_attention, transformer_layer
+
+MASKS = {"keep": "attention", "keep_memory": "memory", "keep_feed_forward": "feed_forward"}
+
+
+def _attention(core: ModuleType) -> Function:
+    """attention.py or another module of its form; settings are attention.Options."""
+
+    def forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
+        arguments = attention.Arguments(*(inputs.get(name) for name in attention.Arguments._fields))
+        y, saved = core.forward(arguments, attention.Options(**settings), inputs.get("keep"), inputs.get("keep_memory"))
+        return {"y": y}, saved
+
+    def backward(d: Arrays, saved: Any) -> Results:
+        gradients = core.backward(d["y"], saved)._asdict()
+        return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+    return Function(forward, backward)
+
+
+def options(settings: Settings) -> transformer_layer.Options:
+    """variant, head_width, norm, and attention.Options."""
+    config = {name: settings[name] for name in attention.Options._fields if name in settings}
+    of_heads = multi_head.Options(
+        model.ATTENTIONS.get(settings["variant"], attention), settings["head_width"], attention.Options(**config))
+    inner = model.FEED_FORWARDS.get(settings["variant"], feed_forward)
+    return transformer_layer.Options(of_heads, inner, settings.get("norm") == "pre")
+
+
+def _masks(inputs: Arrays) -> Results:
+    return {MASKS[name]: inputs[name] for name in MASKS if name in inputs}
+
+
+def _multi_head_forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
+    weights = {name: array for name, array in inputs.items() if name != "context"}
+    out, saved = multi_head.forward(
+        inputs["context"], settings["block"], weights, options(settings).attention, _masks(inputs))
+    return {"out": out}, saved
+
+
+def _multi_head_backward(d: Arrays, saved: Any) -> Results:
+    d_context, gradients = multi_head.backward(d["out"], saved)
+    return {"context": d_context, **gradients}
+
+
+def _layer_forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
+    weights = {name: array for name, array in inputs.items() if "." in name}
+    past = inputs["past"].astype(inputs["h"].dtype)
+    h, saved = transformer_layer.forward(inputs["h"], past, weights, options(settings), _masks(inputs))
+    return {"y": h}, saved
+
+
+def _layer_backward(d: Arrays, saved: Any) -> Results:
+    d_h, gradients = transformer_layer.backward(d["y"], saved)
+    return {"h": d_h, **gradients}
+
+
+def _model_forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
+    """Segments (G, B, T) one after another, each with the past that the one before left; token_loss is the last one's."""
+    config = ModelConfig(**settings)
+    p = {spec.name: inputs[spec.name] for spec in parameters.specification(config)}
+    dtype = array_module(inputs).result_type(*p.values())
+    masks = {name.removeprefix("keep."): array for name, array in inputs.items() if name.startswith("keep.")}
+    past, losses = inputs["past"].astype(dtype), []
+    for tokens, targets in zip(inputs["tokens"], inputs["targets"], strict=True):
+        out = model.forward(p, config, tokens, targets, past, masks)
+        past = out.past
+        losses.append(out.token_loss)
+    *earlier, last = losses
+    results = {"token_loss": last, "span_penalty": array_module(inputs).asarray(out.span_penalty, dtype), "past": past}
+    return results | {f"token_loss.{i}": loss for i, loss in enumerate(earlier)}, out.saved
+
+
+def _model_backward(d: Arrays, saved: Any) -> Results:
+    """Of Σ d · token_loss + span_penalty, by every parameter; no gradient goes into the past."""
+    return dict(model.backward(saved, d["token_loss"]).items())
+
+
+COMPOSED = {
+    "all-attention": _attention(attention),
+    "attention-split": _attention(split_attention),
+    "single-head": _attention(split_attention),
+    "head-split": _attention(head_split),
+    "attention-layer": Function(_multi_head_forward, _multi_head_backward),
+    "transformer-layer": Function(_layer_forward, _layer_backward),
+    "model": Function(_model_forward, _model_backward),
+}
