@@ -13,10 +13,12 @@ ORDER = [
     "layers.embedding", "layers.layer_norm", "layers.softmax", "layers.softmax_loss", "layers.span", "layers.positions",
     "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.ff_attention", "layers.attention",
     "layers.persistent_attention", "layers.split_attention", "layers.head_split", "layers.multi_head",
-    "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax", "model", "functions.forms",
-    "functions.basic", "functions.composed", "functions", "optimizers", "training", "evaluation", "generation",
+    "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax", "model", "optimizers",
+    "functions.forms", "functions.basic", "functions.composed", "functions", "training", "evaluation", "generation",
     "checkpoint", "convert", "accounting", "runs", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
-    "checks.run", "datasets", "results", "jobs", "console", "exits", "terminal", "cli", "__main__",
+    "checks.run", "golden.cases.form", "golden.cases.basic", "golden.cases.attention", "golden.cases.whole",
+    "golden.cases", "golden.bounds", "golden.planted", "datasets", "results", "jobs", "console", "exits", "terminal",
+    "cli", "__main__",
 ]
 FILE_LINES, FUNCTION_LINES = 250, 45
 
@@ -105,7 +107,7 @@ def test_files_and_functions_stay_readable(name):
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno + 1 <= FUNCTION_LINES, node.name
-            assert node.args.kwarg is None, node.name
+            assert node.args.kwarg is None or node.name.startswith("__array_"), node.name  # NumPy's protocols have them
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and "." not in node.name:
             documented = ast.get_docstring(node) or ast.unparse(node.body[0]) == "..." or not is_public(tree, node)
             assert documented, node.name

@@ -3,9 +3,9 @@
 from types import ModuleType
 from typing import Any
 
-from refimpl import model, parameters
+from refimpl import model, optimizers, parameters
 from refimpl.arrays import array_module
-from refimpl.config import ModelConfig
+from refimpl.config import ModelConfig, TrainConfig
 from refimpl.functions.forms import Arrays, Function, Results, Settings
 from refimpl.layers import attention, feed_forward, head_split, multi_head, split_attention, transformer_layer
 
@@ -85,6 +85,20 @@ def _model_backward(d: Arrays, saved: Any) -> Results:
     return dict(model.backward(saved, d["token_loss"]).items())
 
 
+def _optimizer_forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
+    """Parameters after one update for each row of gradient.NAME (K, …), and the rate of each."""
+    config, train_config = ModelConfig(**settings["model"]), TrainConfig(**settings["train"])
+    names = [spec.name for spec in parameters.specification(config)]
+    xp = array_module(inputs)
+    p = parameters.Parameters(config, xp.concatenate([inputs[name].reshape(-1) for name in names]))
+    state, rates = optimizers.initialize(train_config, p), []
+    for number in range(len(inputs[f"gradient.{names[0]}"])):
+        gradients = [inputs[f"gradient.{name}"][number].reshape(-1) for name in names]
+        optimizers.update(p, p.with_vector(xp.concatenate(gradients)), state, train_config)
+        rates.append(optimizers.learning_rate(train_config, number + 1))
+    return {**p, "learning_rate": xp.asarray(rates, p.vector.dtype)}, None
+
+
 COMPOSED = {
     "all-attention": _attention(attention),
     "attention-split": _attention(split_attention),
@@ -93,4 +107,5 @@ COMPOSED = {
     "attention-layer": Function(_multi_head_forward, _multi_head_backward),
     "transformer-layer": Function(_layer_forward, _layer_backward),
     "model": Function(_model_forward, _model_backward),
+    "optimizer": Function(_optimizer_forward, lambda d, saved: {}),
 }
