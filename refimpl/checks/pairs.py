@@ -24,9 +24,9 @@ class Pair(NamedTuple):
 
 
 def pair(name: str, settings: Mapping[str, Any], inputs: Mapping[str, Array], kinks: str = "refuse") -> Pair:
-    """A function of one output by those of its inputs that have gradients: the floating ones, but no past."""
+    """A function of one output by those of its inputs that have gradients: the floating ones with elements, but no past."""
     function = FUNCTIONS[name]
-    arguments = {key: array for key, array in inputs.items() if array.dtype.kind == "f" and key != "past"}
+    arguments = {key: array for key, array in inputs.items() if array.dtype.kind == "f" and array.size and key != "past"}
 
     def forward(*given: Array) -> Any:
         outputs, _ = function.forward(settings, {**inputs, **dict(zip(arguments, given, strict=True))})
