@@ -29,6 +29,8 @@ EPSILONS = (0.0, 1e-8, 0.1)
 RELATIVE = 1e-12
 # What cancels leaves roundoff of what went in: 45 units of it, of the largest of the tensors that are compared together.
 FLOOR = 1e-14
+# Gradients through a layer norm cancel (all, but for ε, where D = 2), and then are multiplied by up to 1/√1e-5 = 316.
+FLOOR_THROUGH_NORMS = 316 * FLOOR
 
 examples = settings(max_examples=100)
 
@@ -43,6 +45,11 @@ def assert_close(found, expected, relative=RELATIVE, floor=FLOOR):
         if np.size(value):
             error, limit = np.abs(found[name] - value).max(), relative * np.abs(value).max() + floor * largest
             assert error <= limit, f"{name}: error {error}, expected at most {limit}"
+
+
+def assert_close_through_norms(found, expected):
+    """The same for what has gone through layer norms."""
+    assert_close(found, expected, floor=FLOOR_THROUGH_NORMS)
 
 
 def assert_identical(found, expected):
