@@ -153,18 +153,23 @@ def test_an_attention_in_float32_is_within_its_bound(case):
 
 @given(draws.model_cases(spans=st.sampled_from(["none", "zero", "full", "random"]), head_width=st.integers(3, 4)))
 @example(draws.ModelCase(configuration(width=3)))
+@example(draws.ModelCase(configuration(vocabulary=9, width=12, heads=3, attend_self=True, normalizer_epsilon=0.1,
+                                       cutoffs=(4,), divisor=1, share_positions=False, adaptive_span=False), spans="none"))
 @example(FULL[1])
 @examples
 def test_a_model_in_float32_is_within_its_bound(case):
-    """27. Losses, past and gradients of the whole model, D ≥ 3: of a gradient through a norm over two numbers nothing but
-    ε's share is left, and in float32 no digit of that."""
-    p, arrays = case.parameters(), [case.parameters().vector, case.before(), case.cotangent()]
+    """27. Losses, past and gradients of the whole model, where float32 has digits to be held to: D ≥ 3, since of a gradient
+    through a norm over two numbers nothing but ε's share is left; and weights halved, so that no softmax is saturated, whose
+    a (da - r) cancels as well."""
+    p = case.parameters()
+    for name in p:
+        p[name] *= 1 if name.endswith((".span", ".gain")) else 0.5
 
     def function(vector, past, dy):
         out, _, gradients = case.run(p.with_vector(vector), past=past, dy=dy)
         return {"token_loss": out.token_loss, "past": out.past, **gradients}
 
-    assert_within_bounds(function, arrays, case.seed)
+    assert_within_bounds(function, [p.vector, case.before(), case.cotangent()], case.seed)
 
 
 def frozen(*arrays):
