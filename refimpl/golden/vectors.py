@@ -1,0 +1,95 @@
+"""The vectors as files: a folder for each group with a manifest and, for each case, inputs and expected values."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from refimpl.arrays import Array
+from refimpl.errors import InputError
+
+SCHEMA, VERSION = 1, "v1"
+FOLDER = Path(__file__).with_name("vectors") / VERSION
+BOUND = "bound of "  # before a result's name: the tensor of its bounds
+
+
+class Stored(NamedTuple):
+    """A case as it is stored: its manifest entry, its inputs, the expected results, and B for each of them."""
+
+    entry: Mapping[str, Any]
+    inputs: Mapping[str, Array]
+    results: Mapping[str, Array]
+    bounds: Mapping[str, Array]
+
+    @property
+    def id(self) -> str:
+        """Its name, which never changes its meaning."""
+        return str(self.entry["id"])
+
+
+def stem(case_id: str) -> str:
+    """The files' name of a case: what stands behind its group."""
+    return case_id.partition("/")[2]
+
+
+def tensors_to_bytes(tensors: Mapping[str, Array]) -> bytes:
+    """A .safetensors file. Arrays are made contiguous first: a transposed view would be stored in another order."""
+    return bytes(save({name: np.array(array, order="C", copy=True) for name, array in tensors.items()}))
+
+
+def described(data: bytes, tensors: Mapping[str, Array]) -> dict[str, Any]:
+    """A file in the manifest: its checksum, and each tensor's type and shape."""
+    listed = {name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in tensors.items()}
+    return {"sha256": hashlib.sha256(data).hexdigest(), "tensors": listed}
+
+
+def groups(folder: Path = FOLDER) -> list[str]:
+    """The groups that there are. Raises InputError if the folder holds none."""
+    found = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+    if not found:
+        raise InputError(f"{folder}: expected golden vectors (folders with a manifest.json), got none")
+    return found
+
+
+def manifest(group: str, folder: Path = FOLDER) -> dict[str, Any]:
+    """A group's manifest. Raises InputError if it is not JSON of this schema's version."""
+    path = folder / group / "manifest.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a manifest in JSON, got {error}") from error
+    if content.get("schema") != SCHEMA:
+        raise InputError(f"{path}: expected a manifest of schema {SCHEMA}, got {content.get('schema')!r}")
+    return content
+
+
+def entries(folder: Path = FOLDER) -> Iterator[dict[str, Any]]:
+    """Every case's manifest entry, its group and the notes on its flags among it."""
+    for group in groups(folder):
+        content = manifest(group, folder)
+        for entry in content["cases"]:
+            yield {**entry, "group": group, "notes": {flag: content["notes"][flag] for flag in entry["flags"]}}
+
+
+def load_case(entry: Mapping[str, Any], folder: Path = FOLDER) -> Stored:
+    """A case's tensors, checked against the manifest. Raises InputError for a file that is missing or altered."""
+    loaded: dict[str, dict[str, Array]] = {}
+    for kind in ("inputs", "expected"):
+        if kind not in entry:
+            loaded[kind] = {}
+            continue
+        path = folder / entry["group"] / f"{stem(entry['id'])}.{kind}.safetensors"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: expected a file of the golden vectors, got {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != entry[kind]["sha256"]:
+            raise InputError(f"{path}: expected SHA-256 {entry[kind]['sha256']}, got another: the file was altered")
+        loaded[kind] = load(data)
+    results = {name: array for name, array in loaded["expected"].items() if not name.startswith(BOUND)}
+    limits = {name: loaded["expected"][BOUND + name] for name in results}
+    return Stored(entry, loaded["inputs"], results, limits)
