@@ -75,6 +75,8 @@ def _verdict(case: vectors.Stored, answer: Answer, dtype: str) -> Verdict:
     refused = case.entry["result"] == "invalid"
     if answer.kind in ("skipped", "crashed"):
         return Verdict(case.id, SKIPPED if answer.kind == "skipped" else CRASHED, (), 0, 0, answer.message)
+    if answer.kind == "wrong":
+        return Verdict(case.id, MISMATCH, (), 0, 0, answer.message)
     if answer.kind == "refused":
         return Verdict(case.id, PASS if refused else CRASHED, (), 0, 0, answer.message)
     if refused:
