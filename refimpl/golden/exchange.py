@@ -46,8 +46,7 @@ def write_case(folder: Path, case: Stored, dtype: str) -> None:
     inputs = inputs_in(case, dtype)
     told = {"id": case.id, "function": case.entry["function"], "settings": case.entry["settings"], "dtype": dtype,
             "inputs": {name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in inputs.items()},
-            "results": case.entry.get("expected", {}).get("tensors", {})}
-    told["results"] = {name: {"shape": tensor["shape"]} for name, tensor in told["results"].items() if name in case.results}
+            "results": {name: {"shape": list(y.shape)} for name, y in case.results.items()}}
     (folder / "case.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     (folder / "inputs.safetensors").write_bytes(tensors_to_bytes(inputs))
 
@@ -82,7 +81,8 @@ def read_results(path: Path, dtype: str) -> dict[str, Array]:
     """
     data = _plain_file(path)
     try:
-        return {name: _array(name, tensor, dtype) for name, tensor in deserialize(data)}
+        tensors: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]
+        return {name: _array(name, tensor, dtype) for name, tensor in tensors}
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BadResultsError(f"expected {path.name} in the safetensors format, got {error}") from None
 

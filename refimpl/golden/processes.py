@@ -1,4 +1,4 @@
-"""Processes that may crash, hang, print without end or leave others behind: each in a group of its own, with a time limit."""
+"""Processes that may crash, hang, print without end or leave others behind: each in a group of its own, for a limited time."""
 
 import contextlib
 import os
