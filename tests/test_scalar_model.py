@@ -1,24 +1,27 @@
-"""The model and its updates against a second one, written apart from it in Python floats and loops (scalar_model.py)."""
+"""The model and its updates against a second one, written apart from it in Python numbers and loops (scalar_model/)."""
 
 import importlib.util
+import sys
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from refimpl import model, optimizers, parameters, training
+from refimpl import inputs, model, optimizers, parameters, training
 from refimpl.config import ModelConfig, TrainConfig
 
 
-def _sibling(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def scalar_package():
+    """The package `scalar_model` beside this file, from its path: test files can't import one another by name."""
+    place = Path(__file__).with_name("scalar_model") / "__init__.py"
+    spec = importlib.util.spec_from_file_location("scalar_model", place)
+    package = sys.modules["scalar_model"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return package
 
 
-scalar = _sibling("scalar_model")
+scalar = scalar_package()
 
 BATCH, BLOCK = 2, 4
 SIZES = {"vocabulary": 7, "width": 8, "heads": 2, "layers": 2, "span": 5, "span_ramp": 2, "span_penalty": 0.3}
@@ -39,7 +42,7 @@ def random_parameters(config, rng, spans=None):
         if name.endswith(".gain"):
             p[name] = 1 + p[name]
         if name.endswith(".span"):
-            p[name] = rng.random(config.heads) if spans is None else np.array(spans)
+            p[name] = rng.random(config.context_heads) if spans is None else np.array(spans)
     return p
 
 
@@ -62,24 +65,28 @@ def assert_close(name, value, expected, tolerance=TOLERANCE):
         assert error <= tolerance * np.abs(expected).max(), f"{name}: error {error}"
 
 
-def compare(config, rng, start="empty", spans=None, block=BLOCK, segments=3):
+def compare(config, rng, start="empty", spans=None, block=BLOCK, segments=3, first_position=0, dropping=False):
     """Segment after segment; each of the two models carries its own past."""
     p = random_parameters(config, rng, spans)
-    weights = as_lists(p)
+    weights, masks = as_lists(p), {}
     past = starting_past(config, p, rng, start)
     scalar_past = past.tolist()
-    for _ in range(segments):
+    for segment in range(segments):
         tokens, targets = rng.integers(config.vocabulary, size=(2, BATCH, block))
-        out = model.forward(p, config, tokens, targets, past)
-        expected = scalar.forward(weights, config, tokens.tolist(), targets.tolist(), scalar_past)
+        if dropping:
+            masks = inputs.draw_masks(config, BATCH, block, seed=3, update=segment, like=p.vector)
+        out = model.forward(p, config, tokens, targets, past, masks, first_position)
+        expected = scalar.forward(weights, config, tokens.tolist(), targets.tolist(), scalar_past, as_lists(masks),
+                                  first_position)
         assert_close("loss", out.loss, expected.loss)
         assert_close("token_loss", out.token_loss, expected.token_loss)
         assert_close("span_penalty", out.span_penalty, expected.span_penalty)
         assert_close("past", out.past, expected.past)
-        scores = model.log_probabilities(p, config, tokens, past)
-        assert_close("log_probabilities", scores, expected.log_probabilities)
-        assert_close("log_probabilities, word by word", np.exp(scores), np.exp(expected.log_probabilities))
-        past, scalar_past = out.past, expected.past
+        if not dropping:
+            scores = model.log_probabilities(p, config, tokens, past, first_position)
+            assert_close("log_probabilities", scores, expected.log_probabilities)
+            assert_close("log_probabilities, word by word", np.exp(scores), np.exp(expected.log_probabilities))
+        past, scalar_past, first_position = out.past, expected.past, first_position + block
 
 
 POSITIONS = ({}, {"share_positions": False}, {"positions": "none"})
@@ -150,6 +157,34 @@ def test_adaptive_input_and_softmax(cutoffs, order, tie_tables, tie_projections)
 def test_adaptive_softmax_over_the_baseline_before_its_norm():
     compare(configuration(**FEED_FORWARD, cutoffs=(2, 5), divisor=1, norm="pre", tie_tables=True, attend_self=True),
             np.random.default_rng(8))
+
+
+MEMORY_9 = {**MEMORY, "heads": 3, "width": 12}
+VARIANTS = {
+    "all-attention": MEMORY_9,
+    "attention-split": {**MEMORY_9, "variant": "attention-split"},
+    "head-split": {**MEMORY_9, "variant": "head-split"},
+    "single-head": {**MEMORY_9, "variant": "single-head"},
+    "ff-attention": {"variant": "ff-attention", "feed_forward": 6, "heads": 3, "width": 12},
+    "transformer": {**FEED_FORWARD, "heads": 3, "width": 12},
+}
+KINDS = {
+    "relative": {}, "relative, per layer": {"share_positions": False},
+    "transformer-xl": {"positions": "transformer-xl"},
+    "transformer-xl, per layer": {"positions": "transformer-xl", "share_positions": False},
+    "sinusoid": {"positions": "sinusoid"}, "learned": {"positions": "learned"}, "none": {"positions": "none"},
+}
+SAMPLED = [{"norm": "post", "attend_self": False, "normalizer_epsilon": 0.0, "adaptive_span": True},
+           {"norm": "pre", "attend_self": True, "normalizer_epsilon": 0.3, "adaptive_span": True},
+           {"norm": "pre", "attend_self": False, "normalizer_epsilon": 1e-8, "adaptive_span": False},
+           {"norm": "post", "attend_self": True, "normalizer_epsilon": 0.0, "adaptive_span": False}]
+
+
+@pytest.mark.parametrize("conventions", SAMPLED, ids=["post", "pre, self, published", "pre, fixed", "post, self, fixed"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_variants_and_positions(variant, kind, conventions):
+    compare(configuration(**variant, **kind, **conventions), np.random.default_rng(11), 2, segments=2, first_position=3)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-8])
