@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def random_parameters(config, rng, spans=None):
 
 
 def starting_past(config, p, rng, start):
-    """Of `start` random positions; or empty, or of S zero vectors."""
+    """Of `start` random positions; or empty, or of S zero vectors; or as the configuration says."""
+    if start == "as configured":
+        return model.initial_past(config, batch=BATCH, like=p.vector)
     if start in ("empty", "zeros"):
         return model.initial_past(config, batch=BATCH, like=p.vector, zeros=start == "zeros")
     return rng.standard_normal((config.layers, BATCH, start, config.width))
@@ -159,12 +162,12 @@ def test_adaptive_softmax_over_the_baseline_before_its_norm():
             np.random.default_rng(8))
 
 
-MEMORY_9 = {**MEMORY, "heads": 3, "width": 12}
+THREE_HEADS = {**MEMORY, "heads": 3, "width": 12}
 VARIANTS = {
-    "all-attention": MEMORY_9,
-    "attention-split": {**MEMORY_9, "variant": "attention-split"},
-    "head-split": {**MEMORY_9, "variant": "head-split"},
-    "single-head": {**MEMORY_9, "variant": "single-head"},
+    "all-attention": THREE_HEADS,
+    "attention-split": {**THREE_HEADS, "variant": "attention-split"},
+    "head-split": {**THREE_HEADS, "variant": "head-split"},
+    "single-head": {**THREE_HEADS, "variant": "single-head"},
     "ff-attention": {"variant": "ff-attention", "feed_forward": 6, "heads": 3, "width": 12},
     "transformer": {**FEED_FORWARD, "heads": 3, "width": 12},
 }
@@ -185,6 +188,64 @@ SAMPLED = [{"norm": "post", "attend_self": False, "normalizer_epsilon": 0.0, "ad
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_variants_and_positions(variant, kind, conventions):
     compare(configuration(**variant, **kind, **conventions), np.random.default_rng(11), 2, segments=2, first_position=3)
+
+
+DROPOUT = {"dropout": 0.3, "embedding_dropout": 0.4}
+
+
+@pytest.mark.parametrize("conventions", [SAMPLED[0], SAMPLED[1]], ids=["post", "pre, self, published"])
+@pytest.mark.parametrize("positions", ["relative", "transformer-xl", "sinusoid", "learned"])
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_dropout_by_its_keep_masks(variant, positions, conventions):
+    config = configuration(**variant, **conventions, **DROPOUT, positions=positions)
+    compare(config, np.random.default_rng(12), 2, segments=2, dropping=True)
+
+
+@pytest.mark.parametrize("changes", [{"dropout": 0.3}, {"embedding_dropout": 0.4}], ids=str)
+@pytest.mark.parametrize("variant", ["all-attention", "transformer"])
+def test_dropout_of_one_kind(variant, changes):
+    compare(configuration(**VARIANTS[variant], **changes), np.random.default_rng(13), "zeros", dropping=True)
+
+
+@pytest.mark.parametrize("start", ["empty", "zeros", 1, 4, 5, 6, 12])
+@pytest.mark.parametrize("attend_self", [False, True])
+@pytest.mark.parametrize("positions", ["transformer-xl", "learned"])
+@pytest.mark.parametrize("variant", ["attention-split", "head-split", "single-head"])
+def test_pasts_of_any_length_beside_memory_in_a_softmax_of_its_own(variant, positions, attend_self, start):
+    """Without a past the first query's context softmax is empty: memory alone answers it."""
+    config = configuration(**VARIANTS[variant], positions=positions, attend_self=attend_self)
+    compare(config, np.random.default_rng(14), start, segments=2)
+
+
+@pytest.mark.parametrize("variant", ["attention-split", "head-split", "single-head"])
+@pytest.mark.parametrize("spans", [(0, 1, 0.4), (0.2, 0.8, 0.6)], ids=str)
+def test_spans_on_and_off_the_kinks_of_context_heads(variant, spans):
+    config = configuration(**VARIANTS[variant])
+    compare(config, np.random.default_rng(15), 7, spans[: config.context_heads])
+
+
+@pytest.mark.parametrize("variant", ["attention-split", "head-split", "single-head"])
+@pytest.mark.parametrize("heads", [2, 3, 4])
+def test_any_number_of_heads(variant, heads):
+    compare(configuration(**{**VARIANTS[variant], "heads": heads}), np.random.default_rng(16), 2)
+
+
+@pytest.mark.parametrize("first_position", [0, 3, 5, 1234])
+@pytest.mark.parametrize("changes", [{}, {"cutoffs": (3, 5), "divisor": 2}, {"tie_tables": True}, {"width": 9, "heads": 3}],
+                         ids=str)
+@pytest.mark.parametrize("positions", ["sinusoid", "learned"])
+def test_absolute_positions_anywhere(positions, changes, first_position):
+    config = configuration(**MEMORY, positions=positions, **changes)
+    compare(config, np.random.default_rng(17), first_position=first_position)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_a_text_that_starts_with_zero_vectors(variant):
+    config = configuration(**variant, zero_past=True)
+    past = model.initial_past(config, batch=BATCH, like=np.zeros(0))
+    assert past.tolist() == scalar.initial_past(config, BATCH)
+    compare(config, np.random.default_rng(18), "as configured")
+    assert scalar.initial_past(replace(config, zero_past=False), BATCH) == config.layers * [BATCH * [[]]]
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-8])
