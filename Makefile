@@ -1,10 +1,10 @@
-# Short words: train, test, check, clean. Each makes the virtual environment that it needs.
+# Short words: train, test, check, vectors, clean. Each makes the virtual environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/sample
 
-.PHONY: train test check types clean
+.PHONY: train test check types vectors vectors-check clean
 
 # a second call goes on with the first one's run: no run is ever removed or overwritten
 train: $(VENV)/installed
@@ -21,6 +21,14 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-for-tests check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(MAKE) --no-print-directory vectors-check
+
+# golden vectors: written anew, or made once more and compared with those that are here
+vectors: $(VENV)/installed
+	$(BIN)/python -m refimpl.golden.generate
+
+vectors-check: $(VENV)/installed
+	$(BIN)/python -m refimpl.golden.generate --check
 
 check: $(VENV)/installed-for-tests types
 	$(BIN)/ruff check .

@@ -71,7 +71,7 @@ def test_functions_that_are_not_declared_are_left_out_and_undeclared_gaps_are_in
     assert exit_code(run(chosen, adapter="mine:adapter")) == 4
     module(RIGHT + "adapter.functions = ['linear']\n")
     result = run(chosen, adapter="mine:adapter")
-    assert (exit_code(result), result.undeclared, len(result.verdicts)) == (0, 3, 3)
+    assert (exit_code(result), result.undeclared, len(result.verdicts)) == (0, 4, 3)
     with pytest.raises(InputError, match="to declare a function of the chosen cases, got linear"):
         run(Selection(groups=("softmax",)), adapter="mine:adapter")
 

@@ -49,7 +49,9 @@ class Reference:
     functions: frozenset[str] | None = None
 
     def answer(self, case: Stored, dtype: str) -> Answer:
-        """Its results in the dtype."""
+        """Its results in the dtype. Raises InputError for one that NumPy does not compute in."""
+        if dtype not in ("float64", "float32"):
+            raise InputError(f"--dtype: refimpl itself computes in float64 and float32, got {dtype}")
         inputs = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in case.inputs.items()}
         try:
             with np.errstate(all="ignore"):

@@ -10,8 +10,8 @@ from refimpl.golden.verdicts import DTYPES, MISMATCH, PASS, Run
 class Finding(NamedTuple):
     """A bug or a convention: the failing cases that it reproduces, of how many, and how closely, the worst of them.
 
-    `against`: cases that passed although the bug would have failed them. `exact`: it reproduces them; if not, it is only the
-    nearest.
+    `outputs`: of them, those whose gradients it does not reproduce. `against`: cases that passed although the bug would have
+    failed them. `exact`: it reproduces the cases; if not, it is only the nearest.
     """
 
     kind: str
@@ -19,6 +19,7 @@ class Finding(NamedTuple):
     sentence: str
     cases: tuple[str, ...]
     failing: int
+    outputs: int
     against: int
     distance: float
     exact: bool
@@ -33,7 +34,7 @@ def findings(run: Run, kind: str) -> list[Finding]:
     matched: dict[str, dict[str, Match]] = {}
     for case, matches in run.matches.items():
         for match in matches:
-            if match.kind == kind and match.matches:
+            if match.kind == kind and (match.matches or match.outputs):
                 matched.setdefault(match.name, {})[case] = match
     exact = bool(matched)
     if not exact and kind == "bug":
@@ -43,13 +44,15 @@ def findings(run: Run, kind: str) -> list[Finding]:
                 matched.setdefault(nearest.name, {})[case] = nearest
     passed = [run.entries[verdict.id] for verdict in run.verdicts if verdict.verdict == PASS]
     found = [_finding(by_case, failing, _against(name, passed, run.dtype), exact) for name, by_case in matched.items()]
-    return sorted(found, key=lambda finding: (-len(finding.cases), finding.against, finding.distance))
+    return sorted(found, key=lambda finding: (
+        -len(finding.cases), finding.outputs, finding.against, finding.distance))
 
 
 def _finding(by_case: Mapping[str, Match], failing: int, against: int, exact: bool) -> Finding:
     first = next(iter(by_case.values()))
     distance = max(match.distance for match in by_case.values())
-    return Finding(first.kind, first.name, first.sentence, tuple(by_case), failing, against, distance, exact)
+    outputs = sum(match.outputs for match in by_case.values())
+    return Finding(first.kind, first.name, first.sentence, tuple(by_case), failing, outputs, against, distance, exact)
 
 
 def _against(name: str, passed: list[Mapping[str, Any]], dtype: str) -> int:

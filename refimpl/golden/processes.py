@@ -1,4 +1,4 @@
-"""Processes that may crash, hang, print without end or leave others behind: each in a group of its own, for a limited time."""
+"""Processes that may crash, hang, print without end or leave others behind: each in a group of its own, its time limited."""
 
 import contextlib
 import os

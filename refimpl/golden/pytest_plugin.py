@@ -84,7 +84,7 @@ class GoldenCase(pytest.Item):
             pytest.skip(f"{verdict.verdict}: {reports.where(verdict)}")
         if verdict.verdict != PASS:
             notes = [note["effect"] for note in run.entries[verdict.id]["notes"].values()]
-            pytest.fail("\n".join([f"{verdict.verdict}: {reports.where(verdict)}", *reports.summary(run)[1:], *notes]),
+            pytest.fail("\n".join([f"{verdict.verdict}: {reports.where(verdict)}", *reports.summary(run)[2:], *notes]),
                         pytrace=False)
 
     def reportinfo(self) -> tuple[str, None, str]:

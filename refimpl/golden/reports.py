@@ -60,11 +60,12 @@ def summary(run: Run) -> list[str]:
 
 
 def telling(found: list[Finding]) -> list[Finding]:
-    """Of findings, those that explain a case that none before them explains, and those that can't be told from one of them."""
+    """Those that explain a case that none before them explains, and those that can't be told from one of these."""
     kept: list[Finding] = []
     for finding in found:
         covered = {case for other in kept for case in other.cases}
-        same = any(other.cases == finding.cases and other.against == finding.against for other in kept)
+        same = any(other.cases == finding.cases and other.outputs == finding.outputs and other.against == finding.against
+                   for other in kept)
         if same or not set(finding.cases) <= covered:
             kept.append(finding)
     return kept if not kept or kept[0].exact else kept[:1]
@@ -76,9 +77,11 @@ def _sentence(finding: Finding) -> str:
         return (f"No known bug gives these values. The nearest in {cases}: {finding.name}, off by {finding.distance:.1g} of "
                 f"their size. {finding.sentence}")
     doubt = f" (but {finding.against} cases passed that it would fail)" if finding.against else ""
-    closely = f"{finding.distance:.0e}".replace("e-0", "e-")
+    some = "" if finding.outputs == len(finding.cases) else f" of {finding.outputs}"
+    doubt += f", the gradients{some} apart" if finding.outputs else ""
+    closely = f"{finding.distance:.0e}".replace("e-0", "e-").replace("0e+00", "the last digit")
     if finding.kind == "convention":
-        return f"{cases} follow the convention {finding.name} to {closely}. {finding.sentence}"
+        return f"{cases} follow the convention {finding.name} to {closely}{doubt}. {finding.sentence}"
     return f"{cases} match {finding.name} to {closely}{doubt}. {finding.sentence}"
 
 
