@@ -76,6 +76,10 @@ def test_functions_that_are_not_declared_are_left_out_and_undeclared_gaps_are_in
         run(Selection(groups=("softmax",)), adapter="mine:adapter")
 
 
+INTO_EVERY_PIPE = """import contextlib, os
+        for pipe in range(3, 20):
+            with contextlib.suppress(OSError):
+                os.write(pipe, {})"""
 HOSTILE = {  # body of the adapter, from the case "wide" on; the verdict on that case, and what its reason says
     "crash": ("import os; os.kill(os.getpid(), 11)", "CRASHED", "SIGSEGV"),
     "exit": ("import os; os._exit(7)", "CRASHED", "exit code 7"),
@@ -90,6 +94,11 @@ HOSTILE = {  # body of the adapter, from the case "wide" on; the verdict on that
     "not a mapping": ("return 3", "CRASHED", "expected arrays by name"),
     "objects": ("right['y'] = np.array([{}])", "CRASHED", "expected arrays by name"),
     "printing": ("print('{\"kind\": \"results\"}', flush=True)", "PASS", ""),
+    "half an answer": (INTO_EVERY_PIPE.format("b'{'") + "\n        while True: pass", "CRASHED", "no answer within 1 s"),
+    "another's answer": (INTO_EVERY_PIPE.format("b'[3]\\n'"), "CRASHED", "the process ended with"),
+    "strings": ("right['y'] = np.full(right['y'].shape, 'x')", "CRASHED", "expected arrays by name"),
+    "booleans": ("right['y'] = right['y'] > 0", "MISMATCH", "y: expected float64, got safetensors' BOOL"),
+    "extended precision": ("right = {k: a.astype(np.longdouble) for k, a in right.items()}", "PASS", ""),
     "low precision": ("right = {k: (a / 3).astype('f4') * np.float32(3) for k, a in right.items()}", "MISMATCH", ""),
 }
 
@@ -106,7 +115,7 @@ def adapter(function, settings, inputs):
     return right
 """
     module(code)
-    result = run(adapter="mine:adapter", time_limit=1.0 if name == "hang" else 20.0)
+    result = run(adapter="mine:adapter", time_limit=1.0 if "1 s" in reason else 20.0)
     by_id = {verdict.id: verdict for verdict in result.verdicts}
     verdict = by_id.pop("linear/wide")
     assert verdict.verdict == expected
@@ -175,6 +184,11 @@ PROGRAMS = {
                    "safetensors format"),
     "huge": ("if wide:\n    import os\n    file = os.open(out / 'results.safetensors', os.O_CREAT | os.O_WRONLY)\n"
              "    os.truncate(file, 2**33); sys.exit(0)", "CRASHED", "at most 16,777,216 bytes"),
+    "linked folder": ("if wide:\n    other = out.with_name('other')\n    exchange.write_results(other, results)\n"
+                      "    out.rmdir()\n    out.symlink_to(other); sys.exit(0)", "CRASHED", "in a plain folder"),
+    "beside the folder": ("if wide:\n    exchange.write_results(out.parent, results); sys.exit(0)", "CRASHED",
+                          "got no such file"),
+    "no folder left": ("if wide:\n    import shutil; shutil.rmtree(out.parent); sys.exit(0)", "CRASHED", "got no such file"),
     "more files": ("(out / 'notes.txt').write_text('mine')", "PASS", ""),
     "loud": ("print('x' * 1000000)", "PASS", ""),
 }
@@ -296,3 +310,32 @@ def test_altered_vectors_are_refused(tmp_path):
         list(vectors.entries(tmp_path))
     with pytest.raises(InputError, match="expected golden vectors"):
         vectors.groups(tmp_path / "nowhere")
+
+
+def test_bfloat16_numbers_are_read(tmp_path):
+    header = b'{"y":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]}}'
+    numbers = np.array([0x3F80, 0xC040, 0x0000, 0x7F80], "<u2")  # 1, -3, 0, infinity
+    path = tmp_path / "results.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + numbers.tobytes())
+    assert np.array_equal(exchange.read_results(path, "bfloat16")["y"], [[1, -3], [0, np.inf]])
+    with pytest.raises(exchange.WrongNumbersError, match="y: expected float32, got bfloat16"):
+        exchange.read_results(path, "float32")
+
+
+def test_inputs_go_out_in_the_dtype_under_test(tmp_path):
+    case = vectors.load_case(select(Selection(ids=("embedding/distinct",)))[0])
+    for dtype, sent in {"float32": "float32", "float16": "float16", "bfloat16": "float32"}.items():
+        exchange.write_case(tmp_path / dtype, case, dtype)
+        _, _, inputs = exchange.read_case(tmp_path / dtype)
+        assert {name: array.dtype.name for name, array in inputs.items()} == {"table": sent, "d_x": sent, "tokens": "int64"}
+        assert all(np.array_equal(inputs[name], array) for name, array in case.inputs.items())
+        assert "expected" not in (tmp_path / dtype / "case.json").read_text()
+
+
+def test_what_a_program_prints_without_end_is_not_kept():
+    from refimpl.golden import processes
+
+    code, said, out = processes.run([sys.executable, "-c", "import sys\nwhile True: sys.stdout.write('x' * 99999)"], 2.0)
+    assert code is None
+    assert len(out) <= processes.KEPT
+    assert said == ""
