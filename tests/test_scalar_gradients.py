@@ -28,16 +28,21 @@ THREE_HEADS = {"heads": 3, "width": 6}
 EXACT = 1e-12
 
 
-def errors(config, seed, start=2, spans=None, dropping=False):
-    """Each parameter's norm-wise relative error of refimpl's gradient of loss + span penalty, at the second segment."""
+def errors(config, seed, start=2, spans=None, dropping=False, mean=False):
+    """Each parameter's norm-wise relative error of refimpl's gradient, after a past of `start` positions.
+
+    Of the span penalty and the tokens' losses under a random cotangent, or of their mean.
+    """
     rng = np.random.default_rng(seed)
     p = values.random_parameters(config, rng, spans)
     past = rng.standard_normal((config.layers, BATCH, start, config.width))
     tokens, targets = rng.integers(config.vocabulary, size=(2, BATCH, BLOCK))
     masks = inputs.draw_masks(config, BATCH, BLOCK, seed=5, update=0, like=p.vector) if dropping else {}
-    found = model.backward(model.forward(p, config, tokens, targets, past, masks, 3).saved)
+    d_token_loss = np.full((BATCH, BLOCK), 1 / (BATCH * BLOCK)) if mean else rng.standard_normal((BATCH, BLOCK))
+    saved = model.forward(p, config, tokens, targets, past, masks, 3).saved
+    found = model.backward(saved) if mean else model.backward(saved, d_token_loss)
     expected = scalar.gradients(values.as_lists(p), config, tokens.tolist(), targets.tolist(), past.tolist(),
-                                values.as_lists(masks), 3)
+                                values.as_lists(masks), 3, d_token_loss.tolist())
     assert set(found) == set(expected)
     return {name: norm_wise_error(found[name], np.array(expected[name])) for name in found}
 
@@ -69,6 +74,11 @@ FORMS = {
 def test_every_gradient_of_every_variant(variant, form):
     config = values.ModelConfig(**{**TINY, **variant, **form})
     assert_exact(errors(config, 1, dropping=bool(config.dropout)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_every_gradient_of_the_mean_loss(variant):
+    assert_exact(errors(values.ModelConfig(**{**TINY, **variant}), 7, mean=True))
 
 
 CLUSTERS = {"vocabulary": 7, "cutoffs": (3, 5), "divisor": 2, "memory": 3}
@@ -114,8 +124,8 @@ def test_gradients_after_pasts_of_any_length(variant, start):
 def test_a_millionth_planted_in_any_gradient_is_seen(monkeypatch, name):
     right = model.backward
 
-    def wrong(saved):
-        found = right(saved)
+    def wrong(saved, d_token_loss):
+        found = right(saved, d_token_loss)
         found[name] = found[name] * (1 + 1e-6)
         return found
 

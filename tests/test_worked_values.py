@@ -105,6 +105,24 @@ def test_the_span_mask_counts_from_the_nearest_position(rho, mask, attend_self):
         assert_equal(shown(p, config, past=k - attend_self)[0, :2], weight / (weight + 1), 1 / (weight + 1))
 
 
+def test_a_slot_without_weight_may_have_any_logit():
+    """x = 3 lies on the ramp's foot, w = 0, with s = 800, whose exp overflows: the other slots have theirs, 5/2 and 1."""
+    p, config = bench(span=4, span_ramp=2, adaptive_span=True)
+    p[ATTENTION + "span"][...] = 0.25
+    p[ATTENTION + "query"][0, 0] = 1
+    p["positions"][3, 0] = 2 * 800
+    assert_equal(shown(p, config, past=4)[0, :2], Fraction(5, 7), Fraction(2, 7))
+
+
+def test_logits_far_beyond_the_exponential_s_range_are_compared_with_one_another():
+    """s = 1000 of one context and of one persistent slot: a half each."""
+    p, config = bench()
+    p[ATTENTION + "query"][0, 0] = 1
+    p[ATTENTION + "key"][0, 0] = 2 * 1000
+    p[ATTENTION + "memory_keys"][0, 0, 0] = 1000
+    assert_equal(shown(p, config, past=1)[0, :2], Fraction(1, 2), Fraction(1, 2))
+
+
 def test_the_normalizer_s_epsilon_stands_beside_each_weight():
     """w = 1, 1/2 and 1 with ε = 1/2: Σ (w + ε) = 4, so 3/8 for the context and not the 3/5 of ε = 0."""
     p, config = bench(span=2, span_ramp=2, adaptive_span=True, normalizer_epsilon=0.5)
