@@ -4,7 +4,7 @@ from typing import Any
 
 from refimpl.config import ModelConfig
 
-from .arithmetic import Weights, dot, total
+from .arithmetic import Vector, Weights, dot, total
 from .forward import Masks, forward
 
 STEP = 1e-30
@@ -12,7 +12,7 @@ STEP = 1e-30
 
 def gradients(
     p: Weights, config: ModelConfig, tokens: Any, targets: Any, past: Any, masks: Masks, first_position: int,
-    d_token_loss: list[list[float]],
+    d_token_loss: list[Vector],
 ) -> dict[str, Any]:
     """d (Σ d_token_loss · token_loss + span penalty) / d each number of p, by p's names, past held fast.
 
