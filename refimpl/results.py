@@ -126,22 +126,22 @@ def describe_text(path: str, vocabulary: str, assignments: tuple[str, ...], stor
     return open_corpus(DataConfig(**tables["data"]), store).describe()
 
 
-def describe_installation() -> dict[str, Any]:
-    """The result of `info`: versions, cores, matrix library, GPU library, presets."""
+def describe_installation(kernels: str, store: Path) -> dict[str, Any]:
+    """The result of `info`: versions, cores, matrix library and the kernels that commands will use, GPU library, presets."""
     import platform
     from importlib.util import find_spec
 
     import numpy as np
-    from threadpoolctl import threadpool_info
 
-    from refimpl import __version__
-    from refimpl.arrays import available_cores
+    from refimpl import __version__, blas
+    from refimpl.arrays import available_cores, blas_libraries
 
-    blas = [f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads, {lib.get('architecture', 'unknown')}"
-            for lib in threadpool_info() if lib["user_api"] == "blas"]
+    libraries = [f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads, "
+                 f"{lib.get('architecture', 'unknown')}" for lib in blas_libraries()]
     return {
         "refimpl": __version__, "python": platform.python_version(), "numpy": np.__version__,
-        "cores": str(available_cores()), "blas": blas or ["unknown"],
+        "cores": str(available_cores()), "blas": libraries or ["unknown"],
+        "kernels": blas.choose(kernels, blas.this_machine(store)).reason,
         "gpu": "CuPy is installed" if find_spec("cupy") else "CuPy is not installed (extras cuda12, cuda13)",
         "presets": settings.preset_names(),
     }

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import refimpl
-from refimpl import accounting, checkpoint, model, parameters, settings
+from refimpl import accounting, arrays, checkpoint, model, parameters, runs, settings, training
+from refimpl.computing import computing
 from refimpl.config import DataConfig, TrainConfig
 from refimpl.datasets.corpus import open_corpus
 
 COMMANDS = (("train",), ("eval",), ("generate",), ("data", "info"), ("info",))
 RECORD = {"update", "updates", "loss", "bits", "span_penalty", "gradient_norm", "learning_rate", "tokens",
-          "tokens_per_second", "seconds", "seconds_left", "span_mean", "span_max"}
+          "tokens_per_second", "seconds", "seconds_left", "span_mean", "span_max", "numpy", "blas", "threads"}
 
 
 @pytest.fixture
@@ -559,3 +560,61 @@ def test_a_garbled_log_does_not_keep_a_run_from_going_on(command, trained):
     assert command("train", "--out", trained, "--resume", "--set", "train.updates=8").code == 0
     assert log.read_text().startswith(before)
     assert [record["update"] for record in log_of(trained)] == [2, 4, 6, 6, 8, 8]
+
+
+def test_threads_hold_for_a_command_and_are_recorded(command, text, tiny, tmp_path):
+    before = arrays.available_cores(), computing()
+    assert command("train", "--data", text, "--out", tmp_path / "run", *tiny, "--threads", 3).code == 0
+    assert (arrays.available_cores(), computing()) == before
+    held = {**before[1], "threads": 3}
+    assert checkpoint.load(tmp_path / "run").progress["computing"] == held
+    assert all(held.items() <= record.items() for record in log_of(tmp_path / "run") if "loss" in record)
+    for words in (("eval", tmp_path / "run"), ("generate", tmp_path / "run", "--length", 3)):
+        assert command(*words, "--threads", 1).code == 0
+        assert command(*words, "--threads", 0).code == 2
+
+
+def test_workers_are_as_many_as_threads_unless_said(command, text, tiny, tmp_path, monkeypatch):
+    """Rows in `workers` parts, whatever the threads; 0 is one part for each thread. At most so many run at a time."""
+    seen = []
+    monkeypatch.setattr(training, "map_in_threads",
+                        lambda compute, shares, workers: seen.append((len(shares), workers)) or list(map(compute, shares)))
+    for name, workers, threads in (("a", 0, 2), ("b", 2, 1), ("c", 2, 8), ("d", 0, 1)):
+        options = ("--set", "train.updates=1", "--set", f"train.workers={workers}", "--threads", threads)
+        assert command("train", "--data", text, "--out", tmp_path / name, *tiny, *options).code == 0
+    assert seen == [(2, 2), (2, 1), (2, 2)]
+
+
+def test_workers_give_the_same_bits_on_any_number_of_threads(command, text, tiny, tmp_path):
+    for threads in (1, 2):
+        options = ("--set", "train.workers=2", "--threads", threads)
+        assert command("train", "--data", text, "--out", tmp_path / str(threads), *tiny, *options).code == 0
+    file = "checkpoints/update-00000006/parameters.safetensors"
+    assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
+
+
+def test_a_run_that_goes_on_with_other_kernels_or_threads_says_so_in_one_line(command, trained, monkeypatch):
+    def resumed(*options):
+        updates = checkpoint.load(trained).optimizer.updates + 1
+        end = command("train", "--out", trained, "--resume", "--set", f"train.updates={updates}", *options)
+        assert end.code == 0, end.err
+        return [line for line in end.err.splitlines() if "same bits" in line]
+
+    now = computing()
+    assert resumed() == []
+    assert resumed("--threads", 7) == ["refimpl: goes on, no longer to the same bits as without the stop: threads "
+                                       f"{now['threads']} before, 7 now"]
+    assert resumed("--threads", 7) == []
+    monkeypatch.setattr(runs, "computing", lambda: {**now, "threads": 7, "blas": "openblas 9 Zen"})
+    assert resumed("--threads", 7)[0].endswith(f"blas {now['blas']} before, openblas 9 Zen now")
+    assert [record["threads"] for record in log_of(trained) if "loss" in record][-3:] == [7, 7, 7]
+
+
+def test_a_checkpoint_that_does_not_know_its_kernels_goes_on_quietly(command, trained):
+    saved = checkpoint.load(trained)
+    del saved.progress["computing"]
+    checkpoint.save(trained, saved)
+    end = command("train", "--out", trained, "--resume", "--set", "train.updates=7")
+    assert end.code == 0
+    assert "same bits" not in end.err
+    assert checkpoint.load(trained).progress["computing"] == computing()
