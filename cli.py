@@ -1,6 +1,5 @@
 """The `refimpl` command: parse, call, print. No computation."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -128,7 +127,8 @@ def evaluate(
 
 @commands.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", help="Text to go on from.  [default: the start of a line]")
+@click.option("--prompt", "given", multiple=True, help="Text to go on from; repeatable.  [default: the start of a line]")
+@click.option("--prompts", "prompts_file", type=click.Path(path_type=Path), help="A file with a prompt on each line.")
 @click.option("--length", type=click.IntRange(0), default=400, show_default=True, help="Tokens to draw.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-k", type=click.IntRange(0), default=0, help="Draw from the k likeliest tokens only.")
@@ -136,28 +136,23 @@ def evaluate(
 @computing_options
 @as_json
 def generate(
-    run: Path, prompt: str | None, length: int, temperature: float, top_k: int, seed: int, kernels: str,
-    threads: int | None, as_json: bool,
+    run: Path, given: tuple[str, ...], prompts_file: Path | None, length: int, temperature: float, top_k: int, seed: int,
+    kernels: str, threads: int | None, as_json: bool,
 ) -> None:
-    """Write text with a run's model.
+    """Write text with a run's model. Of several prompts, number i goes on as it would alone with a seed higher by i.
 
     \b
     refimpl generate runs/mine --prompt "The " --length 1000 --temperature 0.7
+    refimpl generate runs/mine --prompts prompts.txt --json
     """
     use_kernels(kernels)
     use_threads(threads)
-    from refimpl import results
+    from refimpl import console, results
 
-    passage = results.generate(run, prompt, length, temperature, top_k, seed)
-    _tell_passed_over(passage.saved.passed_over, str(passage.saved.path))
-    if as_json:
-        text = "".join(passage.pieces)
-        click.echo(json.dumps({"checkpoint": str(passage.saved.path), "prompt": passage.prompt, "text": text}, indent=1))
-        return
-    click.echo(passage.prompt, nl=False)
-    for piece in passage.pieces:
-        click.echo(piece, nl=False)
-    click.echo()
+    prompts = results.read_prompts(given, prompts_file)
+    passages = results.generate(run, prompts, length, temperature, top_k, seed)
+    _tell_passed_over(passages.saved.passed_over, str(passages.saved.path))
+    console.write_passages(passages.prompts, passages.pieces, length, str(passages.saved.path), as_json)
 
 
 @commands.group()

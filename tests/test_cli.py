@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -351,7 +352,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(command, text, tiny
 def test_generation(command, train_on, kind, prompt):
     run = train_on(kind, "--set", "train.updates=20")
     first = command("generate", run, "--prompt", prompt, "--length", 40, "--seed", 3)
-    assert (first.code, first.err) == (0, "")
+    assert first.code == 0
+    assert re.fullmatch(r"40 tokens, [\d,]+ tokens/s\n", first.err)
     assert first.out.startswith(prompt)
     assert first.out == command("generate", run, "--prompt", prompt, "--length", 40, "--seed", 3).out
     assert first.out != command("generate", run, "--prompt", prompt, "--length", 40, "--seed", 4).out
@@ -364,6 +366,7 @@ def test_generation(command, train_on, kind, prompt):
         assert len(words) in (39, 40)  # a last <eos> and the newline after it look alike
     result = strict(command("generate", run, "--prompt", prompt, "--length", 40, "--seed", 3, "--json").out)
     assert result["prompt"] == prompt
+    assert result["passages"] == [{"prompt": prompt, "text": result["text"]}]
     assert (prompt + result["text"]).strip() == first.out.strip()
 
 
@@ -379,7 +382,27 @@ def test_generated_bytes_are_as_many_as_asked(command, trained):
     """Temperature 0 and top-k 1 take the likeliest token, so both are the same text whatever the seed."""
     greedy = command("generate", trained, "--length", 30, "--temperature", 0, "--seed", 1).out
     assert greedy == command("generate", trained, "--length", 30, "--top-k", 1, "--seed", 2).out
-    assert command("generate", trained, "--length", 0, "--prompt", "ab").out == "ab\n"
+    none = command("generate", trained, "--length", 0, "--prompt", "ab")
+    assert (none.out, none.err) == ("ab\n", "")
+
+
+@pytest.mark.parametrize("kind", ["byte", "character", "word"])
+def test_several_prompts_go_on_as_each_would_alone(command, train_on, tmp_path, kind):
+    """Prompt number i with a seed higher by i; prompts from options or from a file's lines, blank space kept."""
+    run, prompts = train_on(kind, "--set", "train.updates=20"), ["the cat sat ", "a", "dog ran"]
+    (tmp_path / "prompts.txt").write_bytes(("\r\n".join(prompts) + "\n").encode())
+    options = ("--length", 15, "--seed", 3)
+    words = [word for prompt in prompts for word in ("--prompt", prompt)]
+    end = command("generate", run, *words, *options, "--json")
+    passages = strict(end.out)["passages"]
+    assert end.err.startswith("45 tokens, ")
+    for row, prompt in enumerate(prompts):
+        alone = strict(command("generate", run, "--prompt", prompt, "--length", 15, "--seed", 3 + row, "--json").out)
+        assert passages[row] == {"prompt": prompt, "text": alone["text"]}
+    read = command("generate", run, "--prompts", tmp_path / "prompts.txt", *options, "--json")
+    assert strict(read.out)["passages"] == passages
+    told = command("generate", run, *words, *options).out
+    assert told == "\n\n".join(passage["prompt"] + passage["text"] for passage in passages) + "\n"
 
 
 def test_words_are_written_as_they_would_be_read(command, train_on, text):
@@ -526,7 +549,8 @@ def test_as_a_process(words, text, tiny, tmp_path):
     assert strict(trained.stdout)["checkpoint"] == os.path.join("run", "checkpoints", "update-00000006")
     assert len(trained.stderr.splitlines()) == 4
     passage = run("generate", "run", "--length", 20)
-    assert (passage.returncode, passage.stderr) == (0, "")
+    assert passage.returncode == 0
+    assert re.fullmatch(r"20 tokens, [\d,]+ tokens/s\n", passage.stderr)
     assert len(passage.stdout) > 10
     assert run("eval", "nothing").returncode == 2
 
