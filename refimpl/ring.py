@@ -10,7 +10,7 @@ from refimpl.arrays import Array, module_of
 class Ring:
     """One layer's keys and values of the latest C positions of B texts.
 
-    Each position is written twice, C rows apart, so that the latest n ≤ C are always one slice. Texts end at the same row:
+    A new position is written twice, C rows apart, so that the latest n ≤ C are always one slice. Texts end at the same row:
     of a shorter one, rows before its first position do not exist.
     """
 
@@ -20,12 +20,11 @@ class Ring:
         xp = module_of(pasts[0][0])
         self._rows = [xp.zeros((heads, len(pasts), 2 * capacity, width), pasts[0][0].dtype) for _ in range(2)]
         self._capacity, self._next = capacity, 0
-        self._lengths = np.array([min(capacity, len(keys)) for keys, _ in pasts])
+        self._lengths = np.array([len(keys) for keys, _ in pasts])
         for text, past in enumerate(pasts):
             for rows, array in zip(self._rows, past, strict=True):
                 latest = array[max(0, len(array) - capacity) :].transpose(1, 0, 2)
-                for end in (capacity, 2 * capacity):
-                    rows[:, text, end - latest.shape[1] : end] = latest
+                rows[:, text, capacity - latest.shape[1] : capacity] = latest
 
     def add(self, keys: Array, values: Array) -> None:
         """One more position of every text, (B, H, E) each."""
@@ -33,7 +32,7 @@ class Ring:
             for row in (self._next, self._next + self._capacity):
                 rows[:, :, row] = array.transpose(1, 0, 2)
         self._next = (self._next + 1) % self._capacity
-        self._lengths = np.minimum(self._lengths + 1, self._capacity)
+        self._lengths += 1
 
     def latest(self, heads: slice, count: int) -> tuple[Array, Array, Array | None]:
         """Keys and values of the latest n = min(count, longest text's length) positions, and which of them exist.

@@ -84,15 +84,16 @@ def test_two_softmaxes_where_the_first_tokens_see_only_memory(variant, zero_past
 
 
 @pytest.mark.parametrize("kind", ["sinusoid", "learned"])
-@pytest.mark.parametrize("block", [3, 5, 64])
+@pytest.mark.parametrize("block", [3, 5, 9, 64])
 def test_absolute_positions_begin_anew_with_every_block_of_each_text(kind, block):
-    assert errors(replace(CONFIG, positions=kind), lengths=(1, 5, 6, 13), block=block) < EXACT
+    assert errors(replace(CONFIG, positions=kind), lengths=(1, 5, 6, 20), block=block) < EXACT
 
 
+@pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_float32_stays_float32(positions):
+def test_float32_stays_float32(positions, adaptive):
     """Within 2e-4 of log-probabilities up to 10: about a hundred roundings of 6e-8 through norms and softmaxes."""
-    assert errors(replace(CONFIG, positions=positions), dtype="float32") < 2e-4
+    assert errors(replace(CONFIG, positions=positions, adaptive_span=adaptive), dtype="float32") < 2e-4
 
 
 def test_logits_of_any_size_stay_finite():
@@ -106,6 +107,18 @@ def test_logits_of_any_size_stay_finite():
     for token in tokens[2:]:
         found.add([token])
     np.testing.assert_allclose(found.log_p[0], expected(p, config, tokens)[-1], rtol=0, atol=1e-9)  # logits of size 1e4
+
+
+def test_a_position_of_weight_0_may_have_any_logit():
+    """On the ramp's foot, within the reach, w = 0: a logit of 1e4 there must not push the others' exponentials to 0."""
+    rng = np.random.default_rng(0)
+    queries, keys, values = rng.standard_normal((2, 1, 1, 4)), *rng.standard_normal((2, 2, 1, 3, 4))
+    keys[:, :, 0] = 2e4 * queries[:, :, 0]
+    group = one_query.Heads(slice(0, 2), np.array([[0.0, 0.5, 1.0]] * 2), None)
+    found = one_query.divided(one_query.context(queries[:, :, 0] / 2, None, keys, values, group, None, 0.0))
+    logits = (keys[:, :, 1:] * queries).sum(-1) / 2
+    share = np.array([0.5, 1.0]) * np.exp(logits)
+    np.testing.assert_allclose(found, (share[..., None] * values[:, :, 1:]).sum(2) / share.sum(-1)[..., None], rtol=EXACT)
 
 
 def planted(monkeypatch, owner, name, wrong):

@@ -12,10 +12,10 @@ from refimpl.layers import attention, span
 
 
 class Part(NamedTuple):
-    """Sums over one kind of slots, for G heads and B texts.
+    """Sums over one kind of slots, for G heads and B texts, at least one of which counts: w_j + ε > 0.
 
-    largest (G, B): s* = max s_j over the slots that count, -∞ if none does; mass (G, B): Σ_j (w_j + ε) exp(s_j - s*);
-    mixed (G, B, K): Σ_j w_j exp(s_j - s*) v_j.
+    largest (G, B): s* = max s_j over the slots that count; mass (G, B): Σ_j (w_j + ε) exp(s_j - s*); mixed (G, B, K):
+    Σ_j w_j exp(s_j - s*) v_j.
     """
 
     largest: Array
@@ -68,6 +68,7 @@ def context(
     """The part of the n nearest positions: s_c = content · k_c + at_distance · p_δ, w_c = m_z(δ).
 
     content (q + u) / √E and at_distance (q + v) / √E (G, B, E); keys and values (G, B, n, E); exists (B, n) or None = all.
+    The nearest position exists: its w is 1, whatever the span.
     """
     xp, n = module_of(keys), keys.shape[2]
     logits = (keys @ content[..., None])[..., 0]
@@ -79,7 +80,7 @@ def context(
         weight, counted = weight * exists, counted * exists
     logits = xp.where(counted > 0, logits, -xp.inf)
     largest = logits.max(-1)
-    exponentials = xp.exp(logits - xp.where(largest == -xp.inf, 0, largest)[..., None])
+    exponentials = xp.exp(logits - largest[..., None])
     mixed = ((weight * exponentials)[..., None, :] @ values)[..., 0, :]
     return Part(largest, (counted * exponentials).sum(-1), mixed)
 
@@ -113,5 +114,5 @@ def joined(first: Part, second: Part) -> Array:
 
 
 def divided(part: Part) -> Array:
-    """Σ w_j e_j v_j / Σ (w_j + ε) e_j of one part alone -> (G, B, K); 0 where nothing counts."""
-    return part.mixed / module_of(part.mass).where(part.largest == -module_of(part.mass).inf, 1, part.mass)[..., None]
+    """Σ w_j e_j v_j / Σ (w_j + ε) e_j of one part alone -> (G, B, K)."""
+    return part.mixed / part.mass[..., None]
