@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from refimpl.golden.planted import bugs
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "gradients"
 PAGES = sorted(FOLDER.glob("*.md"))
-LAYERS = sorted(path for path in (ROOT / "refimpl" / "layers").glob("*.py") if path.stem != "__init__")
+BUGS = bugs()
+SOURCES = [*sorted((ROOT / "refimpl" / "layers").glob("*.py")), ROOT / "refimpl" / "model.py"]
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 REFERENCE = re.compile(r"\[`(\w+)\.((?!py`)\w+)`\]\(([^)\s]+\.py)\)")
-INLINE = re.compile(r"\$`([^`]+)`\$|(?<![\w$\\])\$(?![\s$])([^$]*[^\s$])\$(?![\w$])")
+INLINE = re.compile(r"\$`([^`\n]+)`\$|(?<![\w$\\])\$(?![\s$])([^$\n]*[^\s$])\$(?![\w$])")
 
 
 def functions(path):
@@ -31,9 +34,9 @@ def functions(path):
     return found
 
 
-def pairs(path):
-    """Every public forward and backward of a file, by name."""
-    return {name for name in functions(path) if re.fullmatch(r"([a-z]\w*_)?(forward|backward)", name)}
+def backwards(path):
+    """Every public backward of a file, by name; none in files that have a forward alone."""
+    return {name for name in functions(path) if re.fullmatch(r"([a-z]\w*_)?backward", name)}
 
 
 def quotations(text, folder):
@@ -70,6 +73,11 @@ def anchors(text):
     """The anchors that GitHub gives to a page's headings."""
     headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def name_problems(text):
+    """Mistakes named that the registry of planted bugs does not have."""
+    yield from (f"no planted bug {name}" for name in re.findall(r"\*`([^`]+)`\*", text) if name not in BUGS)
 
 
 def link_problems(text, folder):
@@ -116,7 +124,7 @@ def math_problems(text):
 
 def problems(text, folder=FOLDER):
     """Everything wrong with a page."""
-    return [*quotation_problems(text, folder), *link_problems(text, folder), *math_problems(text)]
+    return [*quotation_problems(text, folder), *name_problems(text), *link_problems(text, folder), *math_problems(text)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -124,13 +132,15 @@ def test_a_page_is_sound(page):
     assert not problems(page.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("path", [*LAYERS, ROOT / "refimpl" / "model.py"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in SOURCES if backwards(path)], ids=lambda path: path.stem)
 def test_every_pair_has_a_page_that_quotes_it(path):
     text = (FOLDER / f"{path.stem}.md").read_text(encoding="utf-8")
     quoted = {function for at, function, _ in quotations(text, FOLDER) if at.resolve() == path}
-    wanted = {name for name in pairs(path) if name.endswith("backward")}
-    assert wanted
-    assert wanted <= quoted
+    assert backwards(path) <= quoted
+
+
+def test_a_page_is_of_a_file_with_a_backward():
+    assert {page.stem for page in PAGES} - {"README"} == {path.stem for path in SOURCES if backwards(path)}
 
 
 def test_the_index_links_every_page():
@@ -146,7 +156,8 @@ def test_a_page_has_its_four_parts_in_a_readable_length(page):
 
 
 SOUND = """
-Text, $a_j$ and $`\\{b\\}_j`$, [there](linear.md#gradient). In [`softmax.backward`](../../refimpl/layers/softmax.py):
+Text, $a_j$ and $`\\{b\\}_j`$, *`positions-reversed`*, [there](linear.md#gradient). In
+[`softmax.backward`](../../refimpl/layers/softmax.py):
 
 ```python
 return attention * (d_attention - (attention * d_attention).sum(-1, keepdims=True))
@@ -165,10 +176,12 @@ return attention * (d_attention - (attention * d_attention).sum(-1, keepdims=Tru
     ("(d_attention -", "(d_attention +", "not in softmax.backward"),
     ("return attention * (d_attention - (attention * d_attention).sum(-1, keepdims=True))", "return attention",
      "not in softmax.backward"),
-    ("In [`softmax.backward`](../../refimpl/layers/softmax.py):", "So:", "a quotation of no function"),
+    ("In\n[`softmax.backward`](../../refimpl/layers/softmax.py):", "So:", "a quotation of no function"),
     ("linear.md#gradient", "linear.md#gradients", "no heading"),
     ("linear.md", "lineal.md", "no file"),
+    ("positions-reversed", "positions-inverted", "no planted bug"),
     ("$a_j$", "$a_j", "a dollar sign without"),
+    ("$a_j$", "$a_j +\nb_j$", "a dollar sign without"),
     ("$a_j$", "$\\{a\\}$", "Markdown changes"),
     ("$a_j$", "$\\hat{a}_j$", "Markdown changes"),
     ("\\frac{1}{2}", "\\frac{1}{2", "braces"),

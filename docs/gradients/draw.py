@@ -63,6 +63,7 @@ def complex_step(f: Callable[[Any], Any], h: float) -> Any:
 
 
 METHODS = {"central difference": central, "Richardson": richardson, "complex step": complex_step}
+POWERS = ("10⁻¹⁶", "10⁻¹²", "10⁻⁸", "10⁻⁴", "1")
 LOOKS = (("complex step", "#2060a8", "-", 3.0), ("central difference", "#c43c3c", "-", 1.4),
          ("Richardson", "#e08a00", "--", 1.4))
 
@@ -97,8 +98,9 @@ def draw(name: str) -> None:
     for method, color, style, width in LOOKS:
         axes.loglog(STEPS, np.maximum(found[method], LOWEST), style, color=color, label=method, linewidth=width)
     axes.set(xlabel="step h", ylabel="relative error", xlim=(1e-16, 1), ylim=(LOWEST, 30))
-    axes.set_xticks([1e-16, 1e-12, 1e-8, 1e-4, 1], minor=False)
-    axes.set_yticks([1e-16, 1e-12, 1e-8, 1e-4, 1], minor=False)
+    ticks = [1e-16, 1e-12, 1e-8, 1e-4, 1]
+    axes.set_xticks(ticks, POWERS)
+    axes.set_yticks(ticks, POWERS)
     axes.minorticks_off()
     axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(fontsize=9, loc="outside upper center", ncols=3, frameon=False)
