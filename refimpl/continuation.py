@@ -15,12 +15,16 @@ PIECE = 512  # tokens of a prompt at a time, at most: a piece keeps every interm
 
 
 class Layer(NamedTuple):
-    """What a layer needs for every token: its weights, those of the attention, what follows from them, and its past."""
+    """What a layer needs for every token: its weights, what is made of them once, and its past.
+
+    projection: W_q, W_k and W_v below one another; biases: u / √E and v / √E or None; unit_values: √N ν or None.
+    """
 
     weights: Mapping[str, Array]
-    of_attention: Mapping[str, Array]
-    groups: list[one_query.Heads]
+    projection: Array
+    biases: tuple[Array | None, Array | None]
     unit_values: Array | None
+    groups: list[one_query.Heads]
     ring: Ring
 
 
@@ -72,20 +76,21 @@ class Continuation:
     def _layer(self, number: int, pasts: list[Array]) -> Layer:
         """A layer whose inputs so far were `pasts`, (P, D) for each text."""
         weights, options = layer_weights(self._p, number), self._options.attention
-        of_attention = transformer_layer.part("attention", weights)
-        rho, heads = of_attention.get("span"), self._config.context_heads
-        reach = one_query.reaches(rho, heads, options.attention)
-        table, _ = multi_head.position_table(of_attention, options)
-        groups = one_query.by_reach(rho, table, reach, options.attention, self._p.vector)
+        own = transformer_layer.part("attention", weights)
+        reach = one_query.reaches(own.get("span"), self._config.context_heads, options.attention)
+        table, _ = multi_head.position_table(own, options)
+        groups = one_query.by_reach(own.get("span"), table, reach, options.attention, self._p.vector)
         projected = []
         for past in pasts:
             rows = self._attended(past[max(0, len(past) - max(reach)) :], weights)
-            keys, values = (multi_head.project(rows, of_attention[kind], options.head_width)[0] for kind in ("key", "value"))
+            keys, values = (multi_head.project(rows, own[kind], options.head_width)[0] for kind in ("key", "value"))
             projected.append((keys, values))
-        unit_values = of_attention.get("memory_values")
-        if unit_values is not None:
-            unit_values = square_root(self._config.memory, unit_values.dtype) * unit_values
-        return Layer(weights, of_attention, groups, unit_values, Ring(projected, max(reach)))
+        root = square_root(options.head_width, self._p.vector.dtype)
+        content, position = (own[name] / root if name in own else None for name in ("content_bias", "position_bias"))
+        slots = square_root(self._config.memory, self._p.vector.dtype)
+        unit_values = slots * own["memory_values"] if "memory_values" in own else None
+        projection = module_of(self._p.vector).concatenate([own[kind] for kind in ("query", "key", "value")])
+        return Layer(weights, projection, (content, position), unit_values, groups, Ring(projected, max(reach)))
 
     def _attended(self, x: Array, weights: Mapping[str, Array]) -> Array:
         """What the attention's projections see of a layer's input."""
@@ -101,25 +106,20 @@ class Continuation:
 
     def _attend(self, layer: Layer, h: Array) -> Array:
         """The attention sublayer's W_o [y] for one token of each text, (B, D); the token's key and value join the past."""
-        x, of_attention, width = self._attended(h, layer.weights), layer.of_attention, self._config.head_width
-        queries, keys, values = (
-            multi_head.project(x, of_attention[kind], width)[0] for kind in ("query", "key", "value")
-        )
+        x, heads, context_heads = self._attended(h, layer.weights), self._config.heads, self._config.context_heads
+        rows, _ = multi_head.project(x, layer.projection, self._config.head_width)
+        queries, keys, values = rows[:, :heads], rows[:, heads : heads + context_heads], rows[:, heads + context_heads :]
         if self._config.attend_self:
             layer.ring.add(keys, values)
-        context = self._context(layer, queries[:, : self._config.context_heads])
+        context = self._context(layer, queries[:, :context_heads])
         if not self._config.attend_self:
             layer.ring.add(keys, values)
-        y = self._with_memory(layer, queries, context)
-        return linear.forward(y, of_attention["output"])[0]
+        return linear.forward(self._with_memory(layer, queries, context), layer.weights["attention.output"])[0]
 
     def _context(self, layer: Layer, queries: Array) -> one_query.Part:
         """The positions' part, queries (B, C, E)."""
-        root = square_root(self._config.head_width, queries.dtype)
-        content, at_distance = (
-            ((queries + layer.of_attention[name] if name in layer.of_attention else queries) / root).swapaxes(0, 1)
-            for name in ("content_bias", "position_bias")
-        )
+        scaled = queries / square_root(self._config.head_width, queries.dtype)
+        content, at_distance = ((scaled if bias is None else scaled + bias).swapaxes(0, 1) for bias in layer.biases)
         parts = []
         for group in layer.groups:
             keys, values, exists = layer.ring.latest(group.heads, group.weight.shape[1])
@@ -137,7 +137,7 @@ class Continuation:
         asking = asking.reshape(rows, groups, width).swapaxes(0, 1)
         one_softmax = variant == "all-attention"
         epsilon = self._config.normalizer_epsilon if one_softmax else 0.0
-        memory = one_query.persistent(asking, layer.of_attention["memory_keys"], layer.unit_values, epsilon)
+        memory = one_query.persistent(asking, layer.weights["attention.memory_keys"], layer.unit_values, epsilon)
         if one_softmax:
             return one_query.joined(context, memory).swapaxes(0, 1).reshape(rows, -1)
         from_context, from_memory = (

@@ -43,6 +43,12 @@ def expected(p, config, tokens, block=0):
     return np.concatenate(found)
 
 
+@pytest.fixture(autouse=True)
+def every_head_by_itself(monkeypatch):
+    """Heads of unlike reach are computed apart, as they are where spans are long."""
+    monkeypatch.setattr(one_query, "SLACK", 0)
+
+
 def errors(config, lengths=(1, 11, 4), added=20, block=0, dtype="float64"):
     """The largest difference from the model over texts with prompts of these lengths and tokens added to them."""
     p = draw(config, dtype)
@@ -191,6 +197,14 @@ def test_neighbouring_heads_of_one_reach_are_computed_together():
         (slice(0, 2), (2, 3)), (slice(2, 3), (1, 6)), (slice(3, 4), (1, 3))]
     np.testing.assert_array_equal(groups[1].positions, table[2:3, 5::-1])
     np.testing.assert_array_equal(groups[0].weight[:, ::-1], span.mask_forward(rho, 7, 2)[0][:2, :3])
+
+
+def test_neighbours_whose_reaches_lie_close_are_computed_together(monkeypatch):
+    monkeypatch.setattr(one_query, "SLACK", 10)
+    assert one_query.alike([5, 15, 14, 16, 16, 27, 5, 5]) == [slice(0, 3), slice(3, 5), slice(5, 6), slice(6, 8)]
+    assert one_query.alike([5]) == [slice(0, 1)]
+    for more in ({}, {"attend_self": True}, {"positions": "transformer-xl"}):
+        assert errors(replace(CONFIG, **more)) < EXACT
 
 
 def test_a_ring_holds_the_latest_positions_in_order():

@@ -4,11 +4,12 @@ Softmax by parts: the slots of the context and the persistent ones each give the
 divided each for itself by the variants that have two.
 """
 
-from itertools import groupby
 from typing import NamedTuple
 
 from refimpl.arrays import Array, module_of, to_host
 from refimpl.layers import attention, span
+
+SLACK = 64  # positions; a group of heads costs about 13 µs of calls, as much as 300 positions of a head of width 64
 
 
 class Part(NamedTuple):
@@ -24,7 +25,7 @@ class Part(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """Neighbouring heads of one reach n: w (G, n), and p (G or 1, n, E) or None; the nearest position stands last."""
+    """Neighbouring heads, n the largest of their reaches: w (G, n), p (G or 1, n, E) or None; the nearest stands last."""
 
     heads: slice
     weight: Array
@@ -41,21 +42,30 @@ def reaches(rho: Array | None, heads: int, options: attention.Options) -> list[i
     return [min(options.span, int(z) + options.ramp + 1) for z in to_host(rho * options.span)]
 
 
+def alike(reach: list[int]) -> list[slice]:
+    """Neighbouring heads whose reaches lie within SLACK of one another, which are computed together."""
+    groups, first = [], 0
+    for head in range(1, len(reach) + 1):
+        if head == len(reach) or max(reach[first : head + 1]) - min(reach[first : head + 1]) > SLACK:
+            groups.append(slice(first, head))
+            first = head
+    return groups
+
+
 def by_reach(
     rho: Array | None, table: Array | None, reach: list[int], options: attention.Options, like: Array
 ) -> list[Heads]:
-    """The heads in groups of one reach, with what does not change from query to query, in the library of `like`.
+    """The heads in groups of like reach, with what does not change from query to query, in the library of `like`.
 
     rho (H) or None; table (S, E), (H, S, E) or None, nearest first.
     """
-    xp, groups, first = module_of(like), [], 0
+    xp, groups = module_of(like), []
     if rho is None:
         mask = xp.ones((len(reach), options.span), like.dtype)
     else:
         mask = span.mask_forward(rho, options.span, options.ramp)[0]
-    for n, same in groupby(reach):
-        heads = slice(first, first := first + len(list(same)))
-        at = None
+    for heads in alike(reach):
+        n, at = max(reach[heads]), None
         if table is not None:
             at = xp.ascontiguousarray((table[heads] if table.ndim == 3 else table[None])[:, :n][:, ::-1])
         groups.append(Heads(heads, xp.ascontiguousarray(mask[heads, :n][:, ::-1]), at))
