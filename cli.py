@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from refimpl import __version__, exits
+from refimpl.checks.commands import gradcheck
 from refimpl.errors import InputError
 from refimpl.exits import debug_option
 from refimpl.starts import kernels_option, store_folder, threads_option, use_kernels, use_threads
@@ -193,6 +194,9 @@ def info(kernels: str, store: Path | None, as_json: bool) -> None:
     result = results.describe_installation(kernels, store_folder(store))
     console.show(result, "\n".join(f"{name:<9} {value if isinstance(value, str) else ', '.join(value)}"
                                    for name, value in result.items()), as_json)
+
+
+commands.add_command(gradcheck)
 
 
 def _tell_passed_over(reasons: list[str], used: str) -> None:

@@ -73,6 +73,12 @@ def evaluation_text(result: Mapping[str, Any]) -> str:
     return table(rows)
 
 
+def gradcheck_text(kind: str, name: str, report: Any) -> str:
+    """A gradient check: its verdict, and a row for each gradient."""
+    title, rest = (f"model {name}" if kind == "model" else name), str(report).partition("\n")[2]
+    return f"{title}: {report.verdict}\n{rest}\n"
+
+
 def corpus_text(result: Mapping[str, Any]) -> str:
     """A text's vocabulary, hash, and sizes by split."""
     shares = result.get("unknown_share")

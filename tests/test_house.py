@@ -21,7 +21,8 @@ ORDER = [
     "checks.run", "golden.cases.form", "golden.cases.basic", "golden.cases.attention", "golden.cases.whole",
     "golden.cases", "golden.bounds", "golden.planted", "golden.vectors", "golden.verdicts", "golden.generate",
     "golden.conventions", "golden.diagnose", "golden.adapters", "golden.worker", "golden.verify", "golden.reports",
-    "golden.pytest_plugin", "datasets", "results", "jobs", "console", "exits", "starts", "terminal", "cli", "__main__",
+    "golden.pytest_plugin", "datasets", "results", "jobs", "console", "exits", "starts", "terminal", "checks.commands",
+    "cli", "__main__",
 ]
 FILE_LINES, FUNCTION_LINES = 250, 45
 

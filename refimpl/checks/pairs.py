@@ -15,7 +15,7 @@ Stream = np.random.Generator
 
 
 class Pair(NamedTuple):
-    """forward(*arguments) -> y; vjp(dy, *arguments) -> one gradient each; kinks and zeros as gradcheck.check_vjp has them."""
+    """forward(*arguments) -> y; vjp(dy, *arguments) -> one gradient each; kinks, zeros as gradcheck.check_vjp has them."""
 
     forward: Callable[..., Any]
     vjp: Callable[..., Any]
