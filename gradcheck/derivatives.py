@@ -1,0 +1,78 @@
+"""One derivative alone, with the estimate of its error: to look at a method, or to use it for something else."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refimpl.gradcheck import agreement, complex_step, differences
+from refimpl.gradcheck.differences import Estimate
+from refimpl.gradcheck.errors import GradcheckError
+from refimpl.gradcheck.experiment import REPEATS, power_of_two, stream
+from refimpl.gradcheck.judging import METHODS
+from refimpl.gradcheck.subject import named_arrays, shaken
+
+
+class Derivative(NamedTuple):
+    """A derivative, shaped like the function's result, and the estimate of its absolute error, of the same shape."""
+
+    value: Any
+    error: Any
+
+
+def derivative(
+    f: Callable[[Any], Any], x: Any, direction: Any = None, method: str = "complex-step", step: float | None = None
+) -> Derivative:
+    """d f(x + t direction) / dt at t = 0; without a direction x is one number.
+
+    method: "complex-step", "richardson" or "central". step: this one, as it is, in place of the method's own choice (the
+    error then tells what it costs). Raises GradcheckError for input that cannot be differentiated, and where the complex
+    step meets an operation that drops an imaginary part.
+    """
+    (point,), size, toward = *_point(x), direction
+    if method not in METHODS:
+        raise GradcheckError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    if step is not None and not 0 < step < np.inf:
+        raise GradcheckError(f"step: expected a number above 0, got {step}")
+    if toward is None and point.ndim:
+        raise GradcheckError(f"direction: expected one of shape {point.shape}, got none")
+    toward = np.asarray(1 if toward is None else toward, point.dtype)
+    if toward.shape != point.shape:
+        raise GradcheckError(f"direction: expected shape {point.shape}, got {toward.shape}")
+
+    def line(t: Any) -> Any:
+        return np.asarray(f(point + t * toward)).reshape(-1)
+
+    with agreement.strict():
+        start = line(0.0)
+        noise = np.finfo(point.dtype).eps * np.abs(start)
+        for i in range(REPEATS):
+            moved = np.asarray(f(shaken([point], stream(i))[0])).reshape(-1)
+            noise = np.fmax(noise, np.abs(moved - start))
+        if method != "complex-step":
+            found = differences.best(line, method, noise, size) if step is None else _rule(method)(line, step, noise)
+        else:
+            with agreement.told():
+                found = _complex(line, step or complex_step.STEP)
+            if step is None and (apart := agreement.disagreement(line, start, noise, size)):
+                agreement.refuse(f, [point], "x", apart)
+    shape = np.shape(f(point))
+    return Derivative(*(part.reshape(shape)[()] for part in found))
+
+
+def _point(x: Any) -> tuple[list[Any], float]:
+    """x in the dtype in which derivatives are taken, and its size."""
+    _, (given,) = named_arrays([x])
+    point = given.astype(np.result_type(np.float64, given.dtype))
+    return [point], power_of_two(float(np.sqrt(np.mean(np.square(point)))))
+
+
+def _rule(method: str) -> Callable[..., Estimate]:
+    return differences.richardson if method == "richardson" else differences.central
+
+
+def _complex(line: Callable[[Any], Any], step: float) -> Estimate:
+    """The complex step; its error is of order h², as a second step tells."""
+    value = complex_step.along(line, step)
+    wider = complex_step.along(line, 2 * step)
+    return Estimate(value, np.abs(wider - value) / 3 + np.finfo(value.dtype).eps * np.abs(value))
