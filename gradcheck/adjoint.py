@@ -81,12 +81,13 @@ class _Along(Directions):
     def derivative(self, method: str, columns: Any, point: list[Any] | None = None) -> Estimate:
         """The derivatives along these directions, (1, columns), and how far rounding moves them."""
         subject, rows = self.experiment.subject, self.experiment.cotangents
+        dtype = subject.point[self.number].dtype
         found = []
         for i in columns:
             values = []
             for repeat in range(REPEATS + 1):
                 random = stream(self.experiment.seed, 7, repeat)
-                at, (u,) = (shaken(a, random) if repeat else a for a in (subject.point, [self.directions[i]]))
+                at, (u,) = (shaken(a, random, dtype) if repeat else a for a in (subject.point, [self.directions[i]]))
                 tangents = [u if n == self.number else np.zeros(a.shape) for n, a in enumerate(at)]
                 values.append(rows[self.rows_of(0, i)] @ subject.called_with(lambda *a, t=tangents: self.tangents(t, a), at))
             found.append((values[0], np.abs(np.array(values) - values[0]).max()))

@@ -7,12 +7,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from refimpl.gradcheck import complex_step, kinks, tracing
+from refimpl.gradcheck import complex_step, differences, kinks, tracing
 from refimpl.gradcheck.differences import Line
 from refimpl.gradcheck.errors import GradcheckError
 from refimpl.gradcheck.experiment import Experiment
 from refimpl.gradcheck.subject import Subject
 
+CLEARLY = 8  # in units of the estimated error of a difference
 INSTEAD = '; use method "richardson", which needs real numbers alone'
 
 
@@ -46,24 +47,34 @@ def told() -> Iterator[None]:
 
 def refuse_disagreement(experiment: Experiment, number: int, direction: Any) -> None:
     """Raises GradcheckError, naming suspects, if complex step and real slopes disagree along a direction in one argument."""
-    start, noise = experiment.cotangents @ experiment.value, experiment.value_noise
-    found = disagreement(experiment.line(number, direction), start, noise, experiment.size(number))
+    line, size = experiment.line(number, direction), experiment.size(number)
+    found = disagreement(line, experiment.value, experiment.noise, size, experiment.counted)
     if found:
         refuse(experiment.subject.forward, experiment.exact, experiment.subject.names[number], found)
 
 
-def disagreement(line: Line, start: Any, noise: Any, size: float) -> tuple[float, float] | None:
-    """The complex step's derivative and the real one, where they differ; None if they agree.
+def arbitrate(experiment: Experiment, number: int, direction: Any, row: int, gradient: float, derivative: float) -> None:
+    """Raises GradcheckError if a gradient is wrong by the complex step but right by real differences, closely measured."""
+    line, rows = experiment.line(number, direction), experiment.cotangents[[row]]
+    real = differences.best(line, rows, "richardson", experiment.noise, experiment.size(number))
+    apart = abs(real.value[0] - derivative)
+    if apart > CLEARLY * real.error[0] + 1e-12 * abs(derivative) and abs(real.value[0] - gradient) < apart / 2:
+        refuse(experiment.subject.forward, experiment.exact, experiment.subject.names[number], (derivative, real.value[0]))
+
+
+def disagreement(line: Line, start: Any, noise: Any, size: float, counted: Any = True) -> tuple[float, float] | None:
+    """The complex step's derivative and the real one of the output where they differ most; None if they agree.
 
     Either one-sided slope will do, and any of the steps: only a disagreement that no step lifts counts.
     """
     derivative = complex_step.along(line)
     for step in kinks.STEPS:
-        found = kinks.slopes(line, start, noise, step * size, np.abs(derivative))
+        found = kinks.slopes(line, start, noise, step * size)
         off = np.fmin(np.abs(derivative - found.left), np.abs(derivative - found.right))
-        if not (off > found.tolerance).any():
+        excess = np.where(counted & (off > found.tolerance), off, 0)
+        if not excess.any():
             return None
-    worst = int(np.nanargmax(off / found.tolerance))
+    worst = int(excess.argmax())
     return float(derivative[worst]), float(found.right[worst])
 
 

@@ -9,14 +9,15 @@ from refimpl.gradcheck.differences import Estimate
 from refimpl.gradcheck.experiment import Experiment, power_of_two
 
 
-def derive(experiment: Experiment, method: str, number: int, direction: Any, size: float, rows: Any, noise: Any,
-           point: list[Any] | None = None) -> Estimate:
+def derive(
+    experiment: Experiment, method: str, number: int, direction: Any, size: float, rows: Any, point: list[Any] | None = None
+) -> Estimate:
     """d (rows · forward) / dt along a direction in one argument, and its error; size is what real steps are relative to."""
-    line = experiment.line(number, direction, rows, point)
+    line = experiment.line(number, direction, point)
     if method == "complex-step":
-        value = complex_step.along(line)
+        value = rows @ complex_step.along(line)
         return Estimate(value, np.finfo(value.dtype).eps * np.abs(value))
-    return differences.best(line, method, noise, size)
+    return differences.best(line, rows, method, experiment.noise, size)
 
 
 class Elements:
@@ -44,8 +45,8 @@ class Elements:
         found = []
         for column in columns:
             size = max(experiment.size(self.number), power_of_two(abs(float(x[self.positions[column]] or 1e-30))))
-            found.append(derive(experiment, method, self.number, self.direction(column), size, experiment.cotangents,
-                                experiment.value_noise, point))
+            direction = self.direction(column)
+            found.append(derive(experiment, method, self.number, direction, size, experiment.cotangents, point))
         parts = zip(*found, strict=True) if found else ([], [])
         return Estimate(*(np.array(part, x.dtype).reshape(-1, len(experiment.cotangents)).T for part in parts))
 
@@ -90,9 +91,9 @@ class Directions:
         """The derivatives along these directions, (1, columns)."""
         experiment, found = self.experiment, []
         for i in columns:
-            one = slice(row := self.rows_of(0, i), row + 1)
-            found.append(derive(experiment, method, self.number, self.directions[i], experiment.size(self.number),
-                                experiment.cotangents[one], experiment.value_noise[one], point))
+            row = experiment.cotangents[[self.rows_of(0, i)]]
+            size = experiment.size(self.number)
+            found.append(derive(experiment, method, self.number, self.directions[i], size, row, point))
         return Estimate(*(np.array(parts).reshape(1, -1) for parts in zip(*found, strict=True)))
 
     def index(self, column: int) -> tuple[int, ...] | None:

@@ -8,9 +8,9 @@ import numpy as np
 from refimpl.gradcheck import agreement, complex_step, differences
 from refimpl.gradcheck.differences import Estimate
 from refimpl.gradcheck.errors import GradcheckError
-from refimpl.gradcheck.experiment import REPEATS, power_of_two, stream
+from refimpl.gradcheck.experiment import size_of
 from refimpl.gradcheck.judging import METHODS
-from refimpl.gradcheck.subject import named_arrays, shaken
+from refimpl.gradcheck.subject import named_arrays
 
 
 class Derivative(NamedTuple):
@@ -29,7 +29,9 @@ def derivative(
     error then tells what it costs). Raises GradcheckError for input that cannot be differentiated, and where the complex
     step meets an operation that drops an imaginary part.
     """
-    (point,), size, toward = *_point(x), direction
+    _, (given,) = named_arrays([x])
+    point, toward = given.astype(np.result_type(np.float64, given.dtype)), direction
+    size = size_of(point)
     if method not in METHODS:
         raise GradcheckError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if step is not None and not 0 < step < np.inf:
@@ -45,30 +47,19 @@ def derivative(
 
     with agreement.strict():
         start = line(0.0)
-        noise = np.finfo(point.dtype).eps * np.abs(start)
-        for i in range(REPEATS):
-            moved = np.asarray(f(shaken([point], stream(i))[0])).reshape(-1)
-            noise = np.fmax(noise, np.abs(moved - start))
-        if method != "complex-step":
-            found = differences.best(line, method, noise, size) if step is None else _rule(method)(line, step, noise)
-        else:
+        noise = differences.noise_of(lambda t: line(t * size), start)
+        if method == "complex-step":
             with agreement.told():
                 found = _complex(line, step or complex_step.STEP)
             if step is None and (apart := agreement.disagreement(line, start, noise, size)):
                 agreement.refuse(f, [point], "x", apart)
+        elif step is None:
+            found = differences.best(line, None, method, noise, size)
+        else:
+            rule = differences.richardson if method == "richardson" else differences.central
+            found = rule(line, step, noise).projected(None)
     shape = np.shape(f(point))
     return Derivative(*(part.reshape(shape)[()] for part in found))
-
-
-def _point(x: Any) -> tuple[list[Any], float]:
-    """x in the dtype in which derivatives are taken, and its size."""
-    _, (given,) = named_arrays([x])
-    point = given.astype(np.result_type(np.float64, given.dtype))
-    return [point], power_of_two(float(np.sqrt(np.mean(np.square(point)))))
-
-
-def _rule(method: str) -> Callable[..., Estimate]:
-    return differences.richardson if method == "richardson" else differences.central
 
 
 def _complex(line: Callable[[Any], Any], step: float) -> Estimate:

@@ -1,12 +1,13 @@
 """What one check measures with: cotangents, the gradients that vjp returns for them, and how far rounding moves both."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from refimpl.gradcheck.differences import Line, noise_of
 from refimpl.gradcheck.subject import Subject, shaken
 
 COTANGENTS = 2  # of a check of every element: a vjp that is right for one of them only is wrong
@@ -18,19 +19,18 @@ SAME = 1e3  # units of roundoff by which two runs may differ (sums of threads or
 class Experiment:
     """A point, K cotangents (K, outputs), scaled so that the largest gradient is about 1, and the gradients there.
 
-    gradients: for each argument (K, *shape). spread: for each of some repeats with everything moved by roundoff, how far the
-    gradients moved. output_noise (outputs), value_noise (K): the same of the outputs, and of cotangents · outputs. unsteady:
-    what differs from run to run.
+    exact: the point in the dtype in which derivatives are taken; value, noise: forward's outputs there, and how far rounding
+    moves them. gradients: for each argument (K, *shape). spread: for each of some repeats with everything moved by roundoff,
+    how far the gradients moved. unsteady: what differs from run to run.
     """
 
     subject: Subject
     exact: list[Any]
     value: Any
+    noise: Any
     cotangents: Any
     gradients: list[Any]
     spread: list[list[Any]]
-    output_noise: Any
-    value_noise: Any
     unsteady: tuple[str, ...]
     seed: int
 
@@ -39,26 +39,18 @@ class Experiment:
         """The spread over more repeats, for a closer look where a check fails."""
         return self.spread + measured(self.subject, self.cotangents, self.seed, 3 * REPEATS)[1]
 
-    def outputs_line(self, number: int, direction: Any, point: list[Any] | None = None) -> Callable[[Any], Any]:
+    @property
+    def counted(self) -> Any:
+        """Which outputs the cotangents see."""
+        return (self.cotangents != 0).any(0)
+
+    def line(self, number: int, direction: Any, point: list[Any] | None = None) -> Line:
         """t -> forward(…, x + t direction, …) as a vector, for one argument x; t real or complex."""
-        start = self.exact if point is None else point
-
-        def at(t: Any) -> Any:
-            dtype = np.result_type(self.subject.work, np.complex64) if isinstance(t, complex) else self.subject.work
-            arguments = [argument.astype(dtype) for argument in start]
-            arguments[number] = arguments[number] + t * direction
-            return self.subject.outputs(arguments)
-
-        return at
-
-    def line(self, number: int, direction: Any, rows: Any = None, point: list[Any] | None = None) -> Callable[[Any], Any]:
-        """The same, projected: rows, by default the cotangents, times forward."""
-        rows, outputs = self.cotangents if rows is None else rows, self.outputs_line(number, direction, point)
-        return lambda t: rows @ outputs(t)
+        return _line(self.subject, self.exact if point is None else point, {number: direction})
 
     def size(self, number: int) -> float:
         """The root mean square of an argument's elements, 1 if they are all 0, rounded to a power of two."""
-        return power_of_two(float(np.sqrt(np.mean(np.square(self.exact[number])))))
+        return size_of(self.exact[number])
 
     def direction(self, number: int, which: int) -> Any:
         """A random direction of length 1 for an argument: signed Gaussian."""
@@ -70,7 +62,7 @@ class Experiment:
         """The same experiment with each cotangent times a power of two."""
         rows = self.cotangents * factors[:, None]
         gradients, spread = measured(self.subject, rows, self.seed)
-        return replace(self, cotangents=rows, gradients=gradients, spread=spread, value_noise=self.value_noise * factors)
+        return replace(self, cotangents=rows, gradients=gradients, spread=spread)
 
 
 def prepare(subject: Subject, cotangent: Any, count: int, seed: int) -> Experiment:
@@ -84,14 +76,25 @@ def prepare(subject: Subject, cotangent: Any, count: int, seed: int) -> Experime
     given = np.stack(rows)
     first = [subject.gradients(row, subject.point) for row in given]
     largest = [max((float(np.abs(g).max(initial=0)) for g in found), default=0.0) for found in first]
-    given = given / np.array([[power_of_two(size)] for size in largest])
+    given = given / np.array([[power_of_two(size)] for size in largest], given.dtype)
     gradients, spread = measured(subject, given, seed)
-    moves = np.stack([subject.outputs(shaken(exact, stream(seed, 1, i))) - value for i in range(REPEATS)])
-    eps = np.finfo(subject.work).eps
-    of_outputs = np.fmax(eps * np.abs(value), np.abs(moves).max(0))
-    of_values = np.fmax(eps * np.abs(given @ value), np.abs(moves @ given.T).max(0))
+    moves = {i: size_of(a) * stream(seed, 1, i).uniform(0.7, 1.3, a.shape) for i, a in enumerate(exact)}  # none nearly 0
+    noise = noise_of(_line(subject, exact, moves), value)
+    for i in range(REPEATS):
+        noise = np.fmax(noise, np.abs(subject.outputs(shaken(exact, stream(seed, 1, i, 1), subject.work)) - value))
     unsteady = _unsteady(subject, value, given, gradients)
-    return Experiment(subject, exact, value, given, gradients, spread, of_outputs, of_values, unsteady, seed)
+    return Experiment(subject, exact, value, noise, given, gradients, spread, unsteady, seed)
+
+
+def _line(subject: Subject, point: list[Any], moves: Mapping[int, Any]) -> Line:
+    def at(t: Any) -> Any:
+        dtype = np.result_type(subject.work, np.complex64) if isinstance(t, complex) else subject.work
+        arguments = [argument.astype(dtype) for argument in point]
+        for number, direction in moves.items():
+            arguments[number] = arguments[number] + t * direction
+        return subject.outputs(arguments)
+
+    return at
 
 
 def measured(subject: Subject, rows: Any, seed: int, repeats: int = REPEATS) -> tuple[list[Any], list[list[Any]]]:
@@ -102,17 +105,25 @@ def measured(subject: Subject, rows: Any, seed: int, repeats: int = REPEATS) -> 
         return [np.stack(gradients).astype(subject.work) for gradients in zip(*found, strict=True)]
 
     gradients = at(rows, subject.point)
+    dtypes = [argument.dtype for argument in subject.point]
     spread = []
     for i in range(repeats):
-        random = stream(seed, 2, i, repeats)
-        moved = at([subject.shaken(row, random) for row in rows], shaken(subject.point, random))
-        spread.append([new - old for new, old in zip(moved, gradients, strict=True)])
+        moves = {}
+        for dtype in dict.fromkeys(dtypes):  # a gradient in float64 may not be as rough as an argument beside it in float32
+            random = stream(seed, 2, i, repeats)
+            moves[dtype] = at([subject.shaken(row, random, dtype) for row in rows], shaken(subject.point, random, dtype))
+        spread.append([moves[dtype][n] - gradients[n] for n, dtype in enumerate(dtypes)])
     return gradients, spread
 
 
 def stream(seed: int, *purpose: int) -> np.random.Generator:
     """Random numbers that depend on seed and purpose alone."""
     return np.random.default_rng([seed, *purpose])
+
+
+def size_of(x: Any) -> float:
+    """The root mean square of an array's elements, 1 if they are all 0, rounded to a power of two."""
+    return power_of_two(float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0)
 
 
 def power_of_two(size: float) -> float:

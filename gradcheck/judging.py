@@ -63,19 +63,25 @@ def judge(gradient: Any, derivative: Any, noise: Any, limit: Limits) -> Judgemen
     sizes, errors, floors = (np.linalg.norm(a.astype(np.float64), axis=1) for a in (derivative, distance, noise))
     if not sizes.any() and not errors.any():
         return Judgement(UNCHECKED, 0.0, 0.0, limit.norm, None, NOTHING)
-    relative, floor = (np.where(a > 0, a / np.where(sizes > 0, sizes, 1e-300), 0) for a in (errors, floors))
-    allowed = np.fmax(limit.norm, FLOOR * floor)
-    row = int((relative / allowed).argmax())
-    numbers = float(relative[row]), float(floor[row]), float(allowed[row])
-    excess = distance / np.fmax(np.fmax(limit.element * np.abs(derivative), OWN_NOISE * noise), 1e-300)
+    allowed = np.fmax(limit.norm * sizes, FLOOR * floors)
+    row = int(_over(errors, allowed).argmax())
+    off, floor, most = (float(_over(a, sizes)[row]) for a in (errors, floors, np.where(sizes > 0, allowed, 0)))
+    numbers = off, floor, max(most, limit.norm)
+    excess = _over(distance, np.fmax(limit.element * np.abs(derivative), OWN_NOISE * noise))
     worst = row, int(distance[row].argmax())
-    if relative[row] > allowed[row]:
+    if errors[row] > allowed[row]:
         return Judgement(FAIL, *numbers, worst, "")
     if excess.max() > 1:
         return Judgement(FAIL, *numbers, _at(excess == excess.max()), "an element much smaller than the others is wrong")
-    if allowed.max() > limit.cap:
-        return Judgement(UNCHECKED, *numbers, worst, f"noise floor {floor.max():.1e}: too high to tell right from wrong")
+    if (allowed > limit.cap * sizes).any():
+        floor = float(_over(floors, sizes).max())
+        return Judgement(UNCHECKED, *numbers, worst, f"noise floor {floor:.1e}: too high to tell right from wrong")
     return Judgement(PASS, *numbers, worst, "")
+
+
+def _over(above: Any, below: Any) -> Any:
+    """above / below, 0 where above is 0, infinite where only below is."""
+    return np.where(above == 0, 0, above / np.where(below == 0, np.where(above == 0, 1, 0), below))
 
 
 def _at(where: Any) -> tuple[int, int]:

@@ -95,10 +95,10 @@ class Subject:
             raise GradcheckError("cotangent: expected a number other than 0 in it, got zeros alone")
         return vector
 
-    def shaken(self, cotangent: Any, random: np.random.Generator) -> Any:
-        """A flat cotangent moved by the roundoff of the outputs' dtypes."""
+    def shaken(self, cotangent: Any, random: np.random.Generator, dtype: Any) -> Any:
+        """A flat cotangent moved by the roundoff of a dtype."""
         return np.concatenate([part.astype(self.work).reshape(-1)
-                               for part in shaken(self._listed(self.structured(cotangent)), random)])
+                               for part in shaken(self._listed(self.structured(cotangent)), random, dtype)])
 
     def parts(self, vector: Any) -> list[Any]:
         """A flat vector cut into arrays of the outputs' shapes."""
@@ -147,10 +147,10 @@ class Subject:
                 self.problems[f"{function} changes {name} in place"] = None
 
 
-def shaken(arrays: list[Any], random: np.random.Generator) -> list[Any]:
-    """Each element moved relatively by about the roundoff of its dtype."""
-    return [(a * (1 + np.finfo(a.dtype).eps * random.standard_normal(a.shape).astype(a.dtype))).astype(a.dtype)
-            for a in arrays]
+def shaken(arrays: list[Any], random: np.random.Generator, dtype: Any) -> list[Any]:
+    """Each element moved relatively by about the roundoff of a dtype, as far as its own dtype can show it."""
+    eps = np.finfo(dtype).eps
+    return [(a * (1 + eps * random.standard_normal(a.shape))).astype(a.dtype) for a in arrays]
 
 
 def named_arrays(arguments: Any) -> tuple[list[str], list[Any]]:

@@ -26,6 +26,9 @@ class Traced(np.ndarray[Any, Any]):
         if self.dtype.kind == "c":
             self.log[f"{operation}{_place([(f.filename, f.lineno, f.line) for f in traceback.extract_stack()])}"] = None
 
+    def __getitem__(self, key: Any) -> Any:
+        return _traced(super().__getitem__(key), self.log)
+
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         log = next(a.log for a in (*inputs, *kwargs.get("out", ())) if isinstance(a, Traced))
         if ufunc.__name__ in NOT_ANALYTIC:

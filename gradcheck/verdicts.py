@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.gradcheck import controls, kinks
-from refimpl.gradcheck.agreement import refuse_disagreement
+from refimpl.gradcheck.agreement import arbitrate
 from refimpl.gradcheck.coordinates import Directions, Elements
 from refimpl.gradcheck.differences import Estimate
 from refimpl.gradcheck.experiment import Experiment, stream
@@ -65,7 +65,9 @@ def argument_report(experiment: Experiment, evidence: Evidence, settings: Settin
         evidence, noise = _closer(experiment, evidence, noise, settings)
         judged = judge(evidence.coordinates.project(gradients), evidence.estimate.value, noise, limit)
         if judged.verdict == FAIL and judged.worst and settings.method == "complex-step":
-            refuse_disagreement(experiment, evidence.number, evidence.coordinates.direction(judged.worst[1]))
+            arbitrate(experiment, evidence.number, evidence.coordinates.direction(judged.worst[1]),
+                      evidence.coordinates.rows_of(*judged.worst), evidence.coordinates.project(gradients)[judged.worst],
+                      evidence.estimate.value[judged.worst])
     value, project = evidence.estimate.value, evidence.coordinates.project
     flat = gradients.reshape(len(gradients), -1)
     outcome = controls.NONE if not settings.controls else controls.outcome(
@@ -100,7 +102,7 @@ def _closer(experiment: Experiment, evidence: Evidence, noise: Any, settings: Se
     by_column = (distance / np.fmax(noise, np.finfo(value.dtype).tiny)).max(0), distance.max(0)
     columns = list(dict.fromkeys(int(c) for order in by_column for c in np.argsort(-order)[:CLOSER]))
     for i in range(AGAIN):
-        point = shaken(experiment.exact, stream(settings.seed, 4, i))
+        point = shaken(experiment.exact, stream(settings.seed, 4, i), experiment.subject.work)
         moved = coordinates.derivative(settings.method, columns, point).value
         noise[:, columns] = np.fmax(noise[:, columns], np.abs(moved - value[:, columns]))
     if isinstance(coordinates, Directions):
@@ -131,8 +133,6 @@ def _told(experiment: Experiment, number: int, kink: kinks.Kink, settings: Setti
         among = min(left, right) - tolerance <= gradient <= max(left, right) + tolerance
         return KinkReport(index, name, left, right, gradient, among)
 
-    if not kink.outputs:
-        return [told("the outputs together", experiment.cotangents[0])]
     found = [told(experiment.subject.output_name(output), row)
              for output, row in zip(kink.outputs, np.eye(experiment.value.size, dtype=x.dtype)[kink.outputs], strict=True)]
     others = experiment.cotangents[0].copy()

@@ -63,7 +63,7 @@ def load(path: str | os.PathLike[str]) -> Witness:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays.pop(META)))
         schema = meta["schema"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise GradcheckError(f"{path}: expected a witness of a failed check, got {type(error).__name__}: {error}") from error
     if schema != SCHEMA:
         raise GradcheckError(f"{path}: expected a witness of schema {SCHEMA}, got {schema!r}")
