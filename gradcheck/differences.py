@@ -78,13 +78,13 @@ def best(line: Line, rows: Any, method: str, noise: Any, size: float) -> Estimat
     return found
 
 
-def noise_of(line: Line, value: Any) -> Any:
+def noise_of(line: Line, value: Any, spacing: float = SPACING) -> Any:
     """How far rounding moves each output, from fifth differences along a line to the quieter side of t = 0.
 
     A few differences may be small by chance: no output is taken for quieter, relative to its size, than half of all are.
     """
     sides = []
-    for step in (SPACING, -SPACING):
+    for step in (spacing, -spacing):
         table = np.stack([line(i * step) for i in range(POINTS)])
         fifth = np.diff(table, ORDER, axis=0)
         sides.append(3 * np.sqrt(np.square(fifth).mean(0) / comb(2 * ORDER, ORDER)))
