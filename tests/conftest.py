@@ -12,6 +12,8 @@ import pytest
 from refimpl.cli import main
 from refimpl.gradcheck.complex_step import gradient, norm_wise_error
 
+os.environ["REFIMPL_BLAS_KERNELS"] = "default"  # kernels are measured, and commands started again, only where a test says so
+
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

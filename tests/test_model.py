@@ -49,7 +49,7 @@ def test_segments_equal_one_long_text(form, seed, cuts):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_changing_a_token_leaves_everything_before_it_bit_for_bit(form, dtype):
-    """To the next word of its cluster: another cluster's matrix product of another height may round the others' otherwise."""
+    """To the next word of its cluster: a matrix product of another height may round its other rows otherwise."""
     config = replace(CONFIG, **form)
     ends = [0, *config.cutoffs, config.vocabulary]
     following = np.concatenate([np.roll(np.arange(low, high), -1) for low, high in pairwise(ends)])

@@ -14,15 +14,23 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def block(language):
-    (found,) = re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def block(language, containing=""):
+    (found,) = (text for text in re.findall(rf"```{language}\n(.*?)```", README, re.S) if containing in text)
     return found
 
 
 def test_the_example_prints_an_exact_gradient(capsys):
-    exec(compile(block("python"), "README.md", "exec"), {})
+    exec(compile(block("python", "model.backward"), "README.md", "exec"), {})
     error = float(capsys.readouterr().out.rpartition(" ")[2])
     assert error < 1e-12
+
+
+def test_the_example_checks_a_users_own_gradients(capsys):
+    source = block("python", "def vjp")
+    exec(compile(source, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("PASS")
+    exec(compile(source.replace("d @ w.T", "1.001 * d @ w.T"), "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("FAIL")
 
 
 def test_the_settings_are_read(tmp_path):

@@ -233,8 +233,8 @@ def test_any_number_of_heads(variant, heads):
 @pytest.mark.parametrize("first_position", [0, 3, 5, 1234])
 @pytest.mark.parametrize("changes", [{}, {"cutoffs": (3, 5), "divisor": 2}, {"tie_tables": True}, {"width": 9, "heads": 3}],
                          ids=str)
-@pytest.mark.parametrize("positions", ["sinusoid", "learned"])
-def test_absolute_positions_anywhere(positions, changes, first_position):
+@pytest.mark.parametrize("positions", ["sinusoid", "learned", "transformer-xl"])
+def test_positions_anywhere_at_any_width(positions, changes, first_position):
     config = configuration(**MEMORY, positions=positions, **changes)
     compare(config, np.random.default_rng(17), first_position=first_position)
 

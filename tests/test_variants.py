@@ -182,7 +182,7 @@ def test_generation_equals_the_model_over_blocks_as_trained(variant, kind):
     p = parameters.initialize(config, 1)
     p.vector += 0.1 * np.random.default_rng(0).standard_normal(p.vector.size)
     prompt = np.random.default_rng(1).integers(0, 11, 6)
-    text = [*prompt, *generation.generate(p, config, prompt, 7, temperature=0, block=4)]
+    text = [*prompt, *(token for token, in generation.generate(p, config, [prompt], 7, temperature=0, block=4))]
     past, expected = model.initial_past(config, 1, p.vector), []
     for start in range(0, len(text), 4):
         tokens = np.array([text[start : start + 4]])

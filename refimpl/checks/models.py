@@ -75,7 +75,7 @@ def of_model(config: ModelConfig, rng: Stream, block: int) -> Pair:
 
     def value(*given: Array) -> Any:
         outputs, _ = forward(*given)
-        return (outputs["token_loss"] * weights).sum() + outputs["span_penalty"]
+        return (outputs["token_loss"] * weights.astype(given[0].real.dtype)).sum() + outputs["span_penalty"]
 
     def vjp(dy: Any, *given: Array) -> tuple[Array, ...]:
         gradients = function.backward({"token_loss": weights.astype(given[0].dtype)}, forward(*given)[1])

@@ -41,9 +41,10 @@ def relu(x: Number) -> Number:
 def total(numbers: Iterable[Number]) -> Number:
     """Σ, rounded once."""
     numbers = list(numbers)
+    real = math.fsum(x.real for x in numbers)
     if any(isinstance(x, complex) for x in numbers):
-        return complex(math.fsum(x.real for x in numbers), math.fsum(x.imag for x in numbers))
-    return math.fsum(numbers)
+        return complex(real, math.fsum(x.imag for x in numbers))
+    return real
 
 
 def dot(left: Vector, right: Vector) -> Number:

@@ -53,7 +53,7 @@ def attention(
 
 
 def head_outputs(config: ModelConfig, context: list[list[Slot]], persistent: list[list[Slot]]) -> Vector:
-    """y of all heads side by side, from each head's slots. [AA, section 4.4 for all but the first]
+    """y of all heads side by side, from each head's slots. [AA, section 5 for all but the first]
 
     All slots of a head in one softmax; attention-split: in two, added; head-split: heads of the one kind, then heads of
     the other; single-head: persistent attention of width D, added to the context heads side by side. A softmax over
@@ -82,7 +82,7 @@ def context_slots(
         slots = []
         for distance in distances:
             logit = context_logit(p, config, layer, head, head_query, keys[-1 - distance][head], distance)
-            weight = 1.0
+            weight: Number = 1.0
             if config.adaptive_span:
                 rho = p[f"layers.{layer}.attention.span"][head]
                 weight = span_mask(config, rho, nearest_first(config, distance))

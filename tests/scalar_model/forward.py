@@ -25,7 +25,7 @@ class Result(NamedTuple):
 
 def initial_past(config: ModelConfig, batch: int) -> list[list[list[Vector]]]:
     """(L, B, P, D) before a text: P = 0, or P = S zero vectors with zero_past."""
-    zeros = [[0.0] * config.width for _ in range(config.span if config.zero_past else 0)]
+    zeros: list[Vector] = [[0.0] * config.width for _ in range(config.span if config.zero_past else 0)]
     return [[list(zeros) for _ in range(batch)] for _ in range(config.layers)]
 
 
@@ -91,7 +91,7 @@ def layer_pre_norm(
 
 
 def feed_forward(p: Weights, config: ModelConfig, layer: int, hidden: list[Vector], keep: Masks) -> list[Vector]:
-    """W_2 relu(W_1 h + b_1) + b_2; ff-attention W_2 softmax(W_1 h). Dropout on what W_2 takes. [AA, section 4.4]"""
+    """W_2 relu(W_1 h + b_1) + b_2; ff-attention W_2 softmax(W_1 h). Dropout on what W_2 takes. [AA, sections 3 and 5]"""
     name = f"layers.{layer}.feed_forward"
     wide = [product(p[f"{name}.weight1"], h) for h in hidden]
     if config.variant == "ff-attention":

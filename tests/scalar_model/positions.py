@@ -23,9 +23,9 @@ def interleaved_sinusoid(position: int, width: int) -> Vector:
 
 
 def distance_sinusoid(distance: int, width: int) -> Vector:
-    """r_δ: sin(δ / 10000^(2i/D)) for i = 0 … D/2 - 1, then the cosines of the same. [XL, published code]"""
-    angles = [distance / 10000 ** (2 * i / width) for i in range(width // 2)]
-    return [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+    """r_δ: sin(δ / 10000^(2i/D)) for i = 0, 1, … < D/2, then the cosines of the same, cut to D. [XL, published code]"""
+    angles = [distance / 10000 ** (2 * i / width) for i in range((width + 1) // 2)]
+    return [*(math.sin(angle) for angle in angles), *(math.cos(angle) for angle in angles[: width // 2])]
 
 
 def nearest_first(config: ModelConfig, distance: int) -> int:
