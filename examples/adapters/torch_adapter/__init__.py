@@ -1,40 +1,31 @@
 """The model's functions in PyTorch, gradients by autograd: nothing here comes from refimpl, which it is held against.
 
-cd examples/adapters && refimpl golden verify --adapter torch_adapter:adapter
+cd examples/adapters
+refimpl golden verify --adapter torch_adapter:adapter
+refimpl golden verify --adapter torch_adapter:torch_modules --convention torch
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from . import attention, basic, clusters, optimizers, whole
+from . import attention, basic, clusters, modules, optimizers, whole
+from .autograd import results
 
-FUNCTIONS: dict[str, Callable[[Mapping[str, Any], dict[str, Tensor]], dict[str, Tensor]]] = {
-    **basic.FUNCTIONS, **attention.FUNCTIONS, **clusters.FUNCTIONS, **whole.FUNCTIONS, **optimizers.FUNCTIONS}
-WITHOUT_GRADIENT = {"past"}  # the hidden states of earlier segments are constants
-WITH_ONE = {"span_penalty"}  # the gradient of a model is that of Σ d · token_loss + span_penalty
+FUNCTIONS = {**basic.FUNCTIONS, **attention.FUNCTIONS, **clusters.FUNCTIONS, **whole.FUNCTIONS, **optimizers.FUNCTIONS}
 
 
 def adapter(function: str, settings: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs, and by autograd the gradient d_x of every real input x for the cotangents d_y among the inputs."""
-    if function not in FUNCTIONS:
-        raise NotImplementedError(function)
-    given = {name: torch.tensor(array) for name, array in inputs.items()}
-    cotangents = {name.removeprefix("d_"): given.pop(name) for name in inputs if name.startswith("d_")}
-    sources = {name: tensor.requires_grad_() for name, tensor in given.items()
-               if cotangents and tensor.is_floating_point() and name not in WITHOUT_GRADIENT}
-    outputs = FUNCTIONS[function](settings, given)
-    followed = {name: cotangents.get(name, torch.ones_like(y)) for name, y in outputs.items()
-                if y.requires_grad and name in cotangents.keys() | WITH_ONE}
-    results = {name: y.detach().numpy() for name, y in outputs.items()}
-    if followed:
-        gradients = torch.autograd.grad([outputs[name] for name in followed], list(sources.values()),
-                                        list(followed.values()), materialize_grads=True)
-        results |= {f"d_{name}": gradient.numpy() for name, gradient in zip(sources, gradients, strict=True)}
-    return results
+    """Every function, under every convention."""
+    return results(FUNCTIONS[function], settings, inputs)
 
 
-adapter.functions = sorted(FUNCTIONS)  # what it has: cases of other functions are left out, not skipped
+def torch_modules(function: str, settings: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What PyTorch's own modules compute, under the conventions that they have. The lesson of it stands in modules.py."""
+    return results(modules.FUNCTIONS[function], settings, inputs)
+
+
+# what each has: cases of other functions are left out of the run, not skipped
+adapter.functions = sorted(FUNCTIONS)
+torch_modules.functions = sorted(modules.FUNCTIONS)

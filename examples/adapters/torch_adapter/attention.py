@@ -1,17 +1,13 @@
 """All-attention and its ablations: the positions that each query sees are gathered, the rest is left to autograd."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .autograd import Settings, Tensors
 from .basic import drop, span_mask
-
-Settings = Mapping[str, Any]
-Tensors = dict[str, Tensor]
 
 
 def window(rows: Tensor, block: int, size: int, attend_self: bool) -> Tensor:
@@ -59,7 +55,7 @@ def attend(settings: Settings, x: Tensors) -> Tensor:
     """y (B, T, H, E): one softmax over S positions of the context and, if there are any, N persistent vectors."""
     queries, keys, values = x["queries"], x["keys"], x["values"]
     size, attend_self, rate = settings["span"], settings["attend_self"], settings.get("dropout", 0.0)
-    (_, block, heads, width), root = queries.shape, math.sqrt(queries.shape[-1])
+    block, heads, root = *queries.shape[1:3], math.sqrt(queries.shape[3])
     logits = context_scores(queries + x.get("content_bias", 0), keys, size, attend_self)
     if "positions" in x:
         logits = logits + position_scores(queries + x.get("position_bias", 0), x["positions"])

@@ -1,14 +1,11 @@
 """Functions of one layer: torch's own where it has them. Shapes by the letters of the golden protocol."""
 
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Settings = Mapping[str, Any]
-Tensors = dict[str, Tensor]
+from .autograd import Settings, Tensors
 
 
 def linear(settings: Settings, x: Tensors) -> Tensors:
@@ -51,7 +48,7 @@ def ff_attention(settings: Settings, x: Tensors) -> Tensors:
 
 
 def span_mask(rho: Tensor, size: int, ramp: int) -> Tensor:
-    """m = clamp((R + Sρ - x) / R, 0, 1): (H) -> (H, S). torch.clamp's slope is that of the closed interval, as it must be."""
+    """m = clamp((R + Sρ - x) / R, 0, 1): (H) -> (H, S). torch.clamp has the slope of the closed interval, as it must be."""
     x = torch.arange(size, dtype=rho.dtype)
     return torch.clamp((ramp + size * rho[:, None] - x) / ramp, 0, 1)
 
@@ -69,7 +66,7 @@ def waves(first: int, count: int, width: int, dtype: torch.dtype) -> tuple[Tenso
 
 
 def projected_positions(weight: Tensor, size: int, first: int, width: int) -> Tensor:
-    """Transformer-XL's vectors by distance, W r_δ cut into heads: (H E, D) -> (H, S, E). First all sines, then all cosines."""
+    """Transformer-XL's vectors by distance, W r_δ cut into heads: (H E, D) -> (H, S, E); sines before cosines."""
     table = functional.linear(torch.cat(waves(first, size, weight.shape[1], weight.dtype), 1), weight)
     return table.unflatten(1, (-1, width)).transpose(0, 1)
 

@@ -1,15 +1,13 @@
 """Adaptive input and adaptive softmax, with either order of the head's cluster slots."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Settings = Mapping[str, Any]
-Tensors = dict[str, Tensor]
+from .autograd import Settings, Tensors
 
 
 def listed(x: Tensors, name: str) -> list[Tensor]:
@@ -36,14 +34,13 @@ def adaptive_softmax(
     empty = torch.tensor([len(table) == 0 for table in tables[1:]], dtype=torch.bool)
     head = torch.log_softmax(torch.cat([scores[0], of_clusters.masked_fill(empty, -torch.inf)], -1), -1)
     shortlist, *of_tails = head.split([len(tables[0]), *[1] * (len(tables) - 1)], -1)
-    tails = [tail + torch.log_softmax(score, -1) for tail, score in zip(of_tails, scores[1:], strict=True) if score.shape[-1]]
+    tails = [log_p + torch.log_softmax(score, -1) for log_p, score in zip(of_tails, scores[1:], strict=True)]
     return -torch.cat([shortlist, *tails], -1).gather(-1, targets[..., None])[..., 0]
 
 
 def _adaptive_softmax(settings: Settings, x: Tensors) -> Tensors:
-    lists = [listed(x, name) for name in ("tables", "biases", "projections")]
-    loss = adaptive_softmax(x["hidden"], x["targets"], *lists, x["cluster_table"], x["cluster_bias"], settings["cluster_order"])
-    return {"loss": loss}
+    lists, order = [listed(x, name) for name in ("tables", "biases", "projections")], settings["cluster_order"]
+    return {"loss": adaptive_softmax(x["hidden"], x["targets"], *lists, x["cluster_table"], x["cluster_bias"], order)}
 
 
 FUNCTIONS = {

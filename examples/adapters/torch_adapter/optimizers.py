@@ -1,14 +1,12 @@
 """Updates with torch's own optimisers, and clipping with torch's own function where its rule is asked for."""
 
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-Settings = Mapping[str, Any]
-Tensors = dict[str, Tensor]
+from .autograd import Settings, Tensors
+
 GRADIENT = "gradient."
 
 

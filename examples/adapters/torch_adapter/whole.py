@@ -1,16 +1,13 @@
 """Attention with its projections, layers with residuals and norms, and models over several segments."""
 
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from . import attention, basic, clusters
+from .autograd import Settings, Tensors
 
-Settings = Mapping[str, Any]
-Tensors = dict[str, Tensor]
 EPSILON = 1e-5  # of every layer norm
 
 
@@ -41,7 +38,7 @@ def inner(settings: Settings, h: Tensor, x: Tensors) -> Tensor:
 
 
 def layer(settings: Settings, h: Tensor, past: Tensor, x: Tensors) -> Tensor:
-    """Post-norm: h ← norm(h + f(h)); pre-norm: h ← h + f(norm(h)); f the attention, then the feed-forward if there is one."""
+    """Post-norm: h ← norm(h + f(h)); pre-norm: h ← h + f(norm(h)); f the attention, then a feed-forward if there is one."""
     pre = settings["norm"] == "pre"
 
     def normalized(rows: Tensor, name: str) -> Tensor:
@@ -73,8 +70,9 @@ def embedded(config: Settings, x: Tensors, tokens: Tensor) -> Tensor:
         h = functional.embedding(tokens, x["input.table"])
     block = tokens.shape[1]
     if config["positions"] == "sinusoid":  # a sine and a cosine of each frequency side by side
-        sines, cosines = basic.waves(0, block, config["width"], h.dtype)
-        h = h + torch.stack([sines, functional.pad(cosines, (0, sines.shape[1] - cosines.shape[1]))], 2).flatten(1)[:, : h.shape[2]]
+        at_position = torch.empty(block, config["width"], dtype=h.dtype)
+        at_position[:, 0::2], at_position[:, 1::2] = basic.waves(0, block, config["width"], h.dtype)
+        h = h + at_position
     if config["positions"] == "learned":
         h = h + functional.embedding(torch.arange(block) % config["span"], x["input.positions"])
     return h
