@@ -12,6 +12,7 @@ import click
 from refimpl import __version__, exits
 from refimpl.errors import InputError
 from refimpl.exits import debug_option
+from refimpl.golden.commands import golden
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,6 +31,7 @@ def commands() -> None:
     refimpl train --data my.txt --out runs/mine    train on your own file
     refimpl eval runs/mine                         bits per byte of the validation split
     refimpl generate runs/mine --prompt "The "     text from the model
+    refimpl golden verify --adapter mine:adapter   hold an implementation to the golden vectors
     """
 
 
@@ -188,6 +190,9 @@ def info(as_json: bool) -> None:
     result = results.describe_installation()
     console.show(result, "\n".join(f"{name:<10}{value if isinstance(value, str) else ', '.join(value)}"
                                    for name, value in result.items()), as_json)
+
+
+commands.add_command(golden)
 
 
 def _tell_passed_over(reasons: list[str], used: str) -> None:

@@ -284,8 +284,15 @@ def test_altered_vectors_are_refused(tmp_path):
     with pytest.raises(InputError, match="expected a file of the golden vectors"):
         vectors.load_case(entry, tmp_path)
     manifest = tmp_path / "linear" / "manifest.json"
-    manifest.write_text(json.dumps({"schema": 99}))
-    with pytest.raises(InputError, match="expected a manifest of schema 1, got 99"):
+    right = json.loads(manifest.read_text())
+    spoilt = {"schema": (99, "data.schema must be same as const"), "cases": ([3], r"cases\[0\] must be object"),
+              "smallest": (None, "smallest must be object")}
+    for key, (value, said) in spoilt.items():
+        manifest.write_text(json.dumps({**right, key: value}))
+        with pytest.raises(InputError, match=f"manifest.json: expected a golden manifest, got .*{said}"):
+            list(vectors.entries(tmp_path))
+    manifest.write_text("{")
+    with pytest.raises(InputError, match="expected a golden manifest, got Expecting"):
         list(vectors.entries(tmp_path))
     with pytest.raises(InputError, match="expected golden vectors"):
         vectors.groups(tmp_path / "nowhere")

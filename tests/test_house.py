@@ -18,9 +18,9 @@ ORDER = [
     "checkpoint", "convert", "accounting", "runs", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
     "checks.run", "golden.cases.form", "golden.cases.basic", "golden.cases.attention", "golden.cases.whole",
     "golden.cases", "golden.bounds", "golden.planted", "golden.vectors", "golden.listing", "golden.verdicts",
-    "golden.generate", "golden.conventions", "golden.diagnose", "golden.exchange", "golden.processes", "golden.adapters",
-    "golden.worker", "golden.verify", "golden.reports", "golden.pytest_plugin", "datasets", "results", "jobs", "console",
-    "exits", "terminal", "golden.commands", "cli", "__main__",
+    "golden.conventions", "golden.generate", "golden.diagnose", "golden.exchange", "golden.processes", "golden.adapters",
+    "golden.worker", "golden.verify", "golden.findings", "golden.reports", "golden.pytest_plugin", "datasets",
+    "results", "jobs", "console", "exits", "terminal", "golden.commands", "cli", "__main__",
 ]
 FILE_LINES, FUNCTION_LINES = 250, 45
 

@@ -2,13 +2,12 @@
 
 import contextlib
 import json
-import os
 import shlex
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,7 +22,11 @@ TAIL = 400  # characters of what an implementation said before it ended
 
 
 class Answer(NamedTuple):
-    """What came of one case: "results", "refused" (it raised an error), "skipped" (not implemented), or "crashed"."""
+    """What came of one case.
+
+    kind: "results", "refused" (it raised an error), "skipped" (not implemented), "wrong" (results that are not of the dtype
+    under test) or "crashed".
+    """
 
     kind: str
     results: Results
@@ -74,7 +77,7 @@ class ResultsFolder:
         path = place / f"{stem(case.id)}.{exchange.RESULTS}"
         if not path.is_symlink() and not path.exists():
             return Answer("skipped", {}, f"no {path.name}")
-        return _read(path)
+        return _read(path, dtype)
 
 
 class Program:
@@ -117,12 +120,16 @@ class Program:
                 return Answer("crashed", {}, f"ended by {signal.Signals(-code).name} {last}".strip())
             if code == NOT_IMPLEMENTED:
                 return Answer("skipped", {}, "not implemented")
-            return _read(out / exchange.RESULTS) if code == 0 else Answer("refused", {}, f"exit code {code}: {last}")
+            if code != 0:
+                return Answer("refused", {}, f"exit code {code}: {last}")
+            return _read(out / exchange.RESULTS, dtype)
 
 
-def _read(path: Path) -> Answer:
+def _read(path: Path, dtype: str) -> Answer:
     try:
-        return Answer("results", exchange.read_results(path))
+        return Answer("results", exchange.read_results(path, dtype))
+    except exchange.WrongNumbersError as error:
+        return Answer("wrong", {}, str(error))
     except exchange.BadResultsError as error:
         return Answer("crashed", {}, str(error))
 
@@ -133,25 +140,22 @@ class Function:
     function(name, settings, inputs) -> results by name, or None if it does not have that function.
     """
 
-    def __init__(self, reference: str, time_limit: float, said: IO[bytes]) -> None:
-        """`said`: a file for what it prints. Raises InputError if there is no such function, CalledFailedError if it does not
-        start."""
+    def __init__(self, reference: str, time_limit: float) -> None:
+        """Raises InputError if there is no such function, CalledFailedError if it does not start."""
         if not all(reference.partition(":")):
             raise InputError(f"--adapter: expected package.module:function, got {reference!r}")
         self.name, self._reference, self._time_limit = reference, reference, time_limit
-        self._said = said
         self._worker: Worker | None = None
         self.functions = self._start()[1]
 
-    def _start(self) -> tuple["Worker", frozenset[str] | None]:
+    def _start(self) -> tuple[Worker, frozenset[str] | None]:
         """A new worker, and what it declares."""
-        worker = self._worker = Worker(self._reference, self._said)
-        line = worker.line(60 + self._time_limit)  # an import may take long
-        told: dict[str, Any] = json.loads(line) if line else {"error": f"it did not start: {self._last_words()}"}
-        if "error" in told:
-            self.close()
+        worker = self._worker = Worker(self._reference)
+        told = _told(worker.line(60 + self._time_limit))  # an import may take long
+        if "functions" not in told:
+            said = self.close()[1]
             raise (CalledFailedError if told.get("outside", True) else InputError)(
-                f"--adapter {self._reference}: {told['error']}")
+                f"--adapter {self._reference}: {told.get('error', f'it did not start: {said}')}")
         return worker, None if told["functions"] is None else frozenset(told["functions"])
 
     def answer(self, case: Stored, dtype: str) -> Answer:
@@ -165,22 +169,29 @@ class Function:
             if line is None:
                 self.close()
                 return Answer("crashed", {}, f"no answer within {self._time_limit:g} s")
-            if not line:
-                code = self.close()
+            told = _told(line)
+            if not {"kind", "message"} <= told.keys():
+                code, said = self.close()
                 ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                return Answer("crashed", {}, f"the process ended with {ended}: {self._last_words()}".rstrip(": "))
-            told = json.loads(line)
-            return _read(out / exchange.RESULTS) if told["kind"] == "results" else Answer(told["kind"], {}, told["message"])
+                return Answer("crashed", {}, f"the process ended with {ended}: {said}".rstrip(": "))
+            if told["kind"] == "results":
+                return _read(out / exchange.RESULTS, dtype)
+            return Answer(told["kind"], {}, told["message"])
 
-    def _last_words(self) -> str:
-        self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, self._said.tell() - TAIL))
-        return self._said.read().decode("utf-8", "replace").strip()
-
-    def close(self) -> int:
-        """Ends the worker; its exit code."""
+    def close(self) -> tuple[int, str]:
+        """Ends the worker; its exit code, and what it said last."""
         worker, self._worker = self._worker, None
-        return worker.end() if worker is not None else 0
+        code, said = worker.end() if worker is not None else (0, "")
+        return code, said.strip()[-TAIL:]
+
+
+def _told(line: bytes | None) -> dict[str, Any]:
+    """A line of the worker's; {} if there is none, or if something else wrote into its pipe."""
+    try:
+        told = json.loads(line or b"{}")
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 @contextlib.contextmanager
@@ -189,12 +200,8 @@ def opened(adapter: str | None, command: str | None, results: Path | None, time_
     if sum(given is not None for given in (adapter, command, results)) > 1:
         raise InputError("golden verify: expected one of --adapter, --command and --results, got several")
     if adapter is not None:
-        with tempfile.TemporaryFile() as said:
-            function = Function(adapter, time_limit, said)
-            try:
-                yield function
-            finally:
-                function.close()
+        with contextlib.closing(Function(adapter, time_limit)) as function:
+            yield function
     elif command is not None:
         yield Program(command, time_limit)
     else:

@@ -1,5 +1,6 @@
 """`refimpl golden`: list, show, write and verify golden vectors. Parse, call, print."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,9 @@ def verify(
     from refimpl.golden.verify import verify as hold
 
     entries = select(Selection(groups, flags, conventions, ids))
-    with opened(adapter, program, results, time_limit) as implementation:
-        run = hold(implementation, entries, dtype)
+    bar = click.progressbar(length=len(entries), file=sys.stderr, hidden=not sys.stderr.isatty())
+    with opened(adapter, program, results, time_limit) as implementation, bar:
+        run = hold(implementation, entries, dtype, tell=lambda verdict: bar.update(1))
     forms: list[tuple[Path | None, Callable[[Any], str]]] = [
         (junit, reports.junit), (markdown, reports.markdown), (html, reports.html)]
     for path, form in forms:

@@ -4,6 +4,7 @@ CASE/case.json and CASE/inputs.safetensors go out; OUT/results.safetensors comes
 """
 
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -11,20 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import load
 
 from refimpl.arrays import Array
 from refimpl.errors import InputError
 from refimpl.golden.vectors import Stored, tensors_to_bytes
 
-DTYPES = ("float64", "float32", "float16", "bfloat16")
+DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}  # binary, of the dtypes that can be tested
 RESULTS = "results.safetensors"
 LARGEST = 16 * 2**20  # bytes of a file of results: a thousand times what any case has
+STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+          "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"}
 
 
 class BadResultsError(Exception):
     """What came back is no file of results that can be read."""
+
+
+class WrongNumbersError(Exception):
+    """Results came, but of numbers that can't be those of the dtype under test."""
 
 
 def inputs_in(case: Stored, dtype: str) -> dict[str, Array]:
@@ -39,8 +46,7 @@ def write_case(folder: Path, case: Stored, dtype: str) -> None:
     inputs = inputs_in(case, dtype)
     told = {"id": case.id, "function": case.entry["function"], "settings": case.entry["settings"], "dtype": dtype,
             "inputs": {name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in inputs.items()},
-            "results": case.entry.get("expected", {}).get("tensors", {})}
-    told["results"] = {name: {"shape": tensor["shape"]} for name, tensor in told["results"].items() if name in case.results}
+            "results": {name: {"shape": list(y.shape)} for name, y in case.results.items()}}
     (folder / "case.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     (folder / "inputs.safetensors").write_bytes(tensors_to_bytes(inputs))
 
@@ -55,29 +61,63 @@ def read_case(folder: Path) -> tuple[str, dict[str, Any], dict[str, Array]]:
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Results as the reader expects them."""
+    """Results as the reader expects them. Raises WrongNumbersError for complex ones, TypeError for what is no numbers."""
+    arrays = {name: np.asarray(array) for name, array in results.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind == "c":
+            raise WrongNumbersError(f"{name}: expected real numbers, got {array.dtype} of shape {array.shape}")
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name}: expected real numbers, got {array.dtype} of shape {array.shape}")
+    wide = {name: array.astype(np.float64) if array.dtype == np.longdouble else array for name, array in arrays.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULTS).write_bytes(tensors_to_bytes({name: np.asarray(array) for name, array in results.items()}))
+    (folder / RESULTS).write_bytes(tensors_to_bytes(wide))
 
 
-def read_results(path: Path) -> dict[str, Array]:
-    """A file of results. Raises BadResultsError for a link, for what is no plain file, is too large, or can't be read."""
+def read_results(path: Path, dtype: str) -> dict[str, Array]:
+    """A file of results in a dtype under test; more digits than it has are welcome.
+
+    Raises BadResultsError for a link, for what is no plain file, is too large, or can't be read; WrongNumbersError for
+    numbers of fewer digits.
+    """
+    data = _plain_file(path)
     try:
-        # opened without following links, so that nobody can hand in a file from elsewhere
+        tensors: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]
+        return {name: _array(name, tensor, dtype) for name, tensor in tensors}
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BadResultsError(f"expected {path.name} in the safetensors format, got {error}") from None
+
+
+def _plain_file(path: Path) -> bytes:
+    """Its content. Neither the file nor its folder may be a link, so that nobody can hand in a file from elsewhere."""
+    if path.parent.is_symlink():
+        raise BadResultsError(f"expected {path.name} in a plain folder, got a symbolic link to one")
+    try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         raise BadResultsError(f"expected {path.name}, got no such file") from None
     except OSError as error:
         kind = "a symbolic link" if path.is_symlink() else error.strerror
         raise BadResultsError(f"expected {path.name} as a plain file, got {kind}") from None
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
+    try:
+        found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
-            raise BadResultsError(f"expected {path.name} as a plain file, got another kind")
+            raise BadResultsError(f"expected {path.name} as a plain file, got "
+                                  f"{'a folder' if stat.S_ISDIR(found.st_mode) else 'another kind'}")
         if found.st_size > LARGEST:
             raise BadResultsError(f"expected {path.name} of at most {LARGEST:,} bytes, got {found.st_size:,}")
-        data = file.read()
-    try:
-        return dict(load(data))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise BadResultsError(f"expected {path.name} in the safetensors format, got {error}") from None
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(LARGEST)
+    finally:
+        os.close(handle)
+
+
+def _array(name: str, tensor: Mapping[str, Any], dtype: str) -> Array:
+    """One tensor of a file, bfloat16 as the float32 of the same value."""
+    kind, shape = STORED.get(tensor["dtype"]), tensor["shape"]
+    if kind is None:
+        raise WrongNumbersError(f"{name}: expected {dtype}, got safetensors' {tensor['dtype']}")
+    if DIGITS.get(kind, 64) < DIGITS[dtype]:
+        raise WrongNumbersError(f"{name}: expected {dtype}, got {kind} (--dtype {kind} holds it to the bound of that)")
+    if kind == "bfloat16":
+        return (np.frombuffer(tensor["data"], "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
+    return np.frombuffer(tensor["data"], kind, math.prod(shape)).reshape(shape)

@@ -7,6 +7,7 @@ import numpy as np
 
 from refimpl.golden import planted
 from refimpl.golden.vectors import Stored
+from refimpl.golden.verdicts import DTYPES
 
 
 def as_dict(case: Stored) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def text(case: Stored) -> str:
     if entry["result"] == "invalid":
         lines.append("must be refused: the arguments don't fit together")
     for bug, margins in sorted(entry["catches"].items()):
-        lines.append(f"catches     {bug}: {bugs[bug].sentence if bug in bugs else ''} ({', '.join(margins)})")
+        clear = [f"{dtype} {margin:.2g}" for dtype, margin in zip(DTYPES, margins, strict=True) if margin]
+        lines.append(f"catches     {bug}: {bugs[bug].sentence} Off by so many bounds: {', '.join(clear)}")
     with np.printoptions(linewidth=120, threshold=200, precision=17):
         for kind, arrays in (("input", case.inputs), ("result", case.results)):
             for name, array in arrays.items():

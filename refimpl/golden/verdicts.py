@@ -9,6 +9,7 @@ from refimpl.arrays import Array
 from refimpl.golden.bounds import CHECKED, FACTOR, ROUNDOFF, SMALLEST
 from refimpl.golden.vectors import Stored
 
+DTYPES = tuple(ROUNDOFF)
 PASS, MISMATCH, UNCHECKED, SKIPPED, CRASHED = "PASS", "MISMATCH", "UNCHECKED", "SKIPPED", "CRASHED"
 """CRASHED: the implementation under test ended without an answer that can be judged."""
 

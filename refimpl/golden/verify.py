@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refimpl.errors import InputError
+from refimpl.functions import Results
 from refimpl.golden import vectors, verdicts
 from refimpl.golden.adapters import Adapter, Answer
 from refimpl.golden.conventions import CONVENTIONS
-from refimpl.golden.diagnose import Match, diagnose
+from refimpl.golden.diagnose import diagnose
 from refimpl.golden.verdicts import CRASHED, MISMATCH, PASS, SKIPPED, UNCHECKED, Run, Verdict
 
 
@@ -46,35 +47,36 @@ def verify(
     tell: Callable[[Verdict], Any] = lambda verdict: None,
 ) -> Run:
     """Every case's verdict; wrong results are diagnosed. Cases of functions that are not declared are left out."""
-    start, found, matches, undeclared = time.perf_counter(), [], {}, 0
+    start, found, wrong, undeclared = time.perf_counter(), [], [], 0
     by_id = {entry["id"]: entry for entry in entries}
     for entry in by_id.values():
         if adapter.functions is not None and entry["function"] not in adapter.functions:
             undeclared += 1
             continue
-        verdict, wrong = judged(adapter, vectors.load_case(entry, folder), dtype)
+        case = vectors.load_case(entry, folder)
+        verdict, results = judged(adapter, case, dtype)
         found.append(verdict)
-        if wrong is not None:
-            matches[verdict.id] = wrong
+        if verdict.verdict == MISMATCH:
+            wrong.append((case, results))
         tell(verdict)
     if not found:
         raise InputError(f"golden verify: expected {adapter.name} to declare a function of the chosen cases, got "
                          f"{', '.join(sorted(adapter.functions or ())) or 'none'}")
-    return Run(adapter.name, dtype, by_id, found, undeclared, matches, time.perf_counter() - start)
+    return Run(adapter.name, dtype, by_id, found, undeclared, diagnose(wrong, dtype), time.perf_counter() - start)
 
 
-def judged(adapter: Adapter, case: vectors.Stored, dtype: str) -> tuple[Verdict, list[Match] | None]:
-    """One case's verdict, and what wrong results reproduce."""
+def judged(adapter: Adapter, case: vectors.Stored, dtype: str) -> tuple[Verdict, Results]:
+    """One case's verdict, and the results that came."""
     answer = adapter.answer(case, dtype)
-    verdict = _verdict(case, answer, dtype)
-    wrong = verdict.verdict == MISMATCH and bool(verdict.worst)
-    return verdict, diagnose(case, answer.results, dtype) if wrong else None
+    return _verdict(case, answer, dtype), answer.results
 
 
 def _verdict(case: vectors.Stored, answer: Answer, dtype: str) -> Verdict:
     refused = case.entry["result"] == "invalid"
     if answer.kind in ("skipped", "crashed"):
         return Verdict(case.id, SKIPPED if answer.kind == "skipped" else CRASHED, (), 0, 0, answer.message)
+    if answer.kind == "wrong":
+        return Verdict(case.id, MISMATCH, (), 0, 0, answer.message)
     if answer.kind == "refused":
         return Verdict(case.id, PASS if refused else CRASHED, (), 0, 0, answer.message)
     if refused:

@@ -56,6 +56,8 @@ def _call(adapter: Any, case: Path, out: Path) -> dict[str, str]:
         return {"kind": "skipped", "message": "not implemented"}
     try:
         exchange.write_results(out, results)
+    except exchange.WrongNumbersError as error:
+        return {"kind": "wrong", "message": str(error)}
     except Exception as error:
         return {"kind": "crashed", "message": f"expected arrays by name, got {type(results).__name__}: {error}"}
     return {"kind": "results", "message": ""}
