@@ -27,7 +27,7 @@ def masked_softmax(logits: Any, weight: Any, present: Any, epsilon: float) -> An
     largest = jax.lax.stop_gradient(jnp.where(counted > 0, logits, -jnp.inf).max(-1, keepdims=True))
     some = largest > -jnp.inf
     exponentials = jnp.exp(logits - jnp.where(some, largest, 0))
-    return weight * exponentials / jnp.where(some, (counted * exponentials).sum(-1, keepdims=True), 1)
+    return weight * (exponentials / jnp.where(some, (counted * exponentials).sum(-1, keepdims=True), 1))
 
 
 def attend(settings: Settings, x: Arrays) -> Any:

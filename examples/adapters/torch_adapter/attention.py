@@ -48,7 +48,7 @@ def masked_softmax(logits: Tensor, weight: Tensor, present: Tensor, epsilon: flo
     some = largest > -torch.inf
     exponentials = torch.exp(logits - torch.where(some, largest, 0))
     total = (counted * exponentials).sum(-1, keepdim=True)
-    return weight * exponentials / torch.where(some, total, 1)
+    return weight * (exponentials / torch.where(some, total, 1))
 
 
 def attend(settings: Settings, x: Tensors) -> Tensor:

@@ -101,7 +101,7 @@ def segment(config: Settings, x: Tensors, tokens: Tensor, targets: Tensor, past:
         masks = part(x, f"keep.layers.{i}")
         names = {"attention": "attention.keep", "memory": "attention.keep_memory", "feed_forward": "feed_forward.keep"}
         given = {**part(x, f"layers.{i}"), **shared, **{names[name]: mask for name, mask in masks.items()}}
-        new_past.append(torch.cat([past[i], h.detach()], 1)[:, -config["span"] :])
+        new_past.append(torch.cat([past[i], h], 1)[:, -config["span"] :])
         h = layer(settings, h, past[i], given)
     if config["norm"] == "pre":
         h = functional.layer_norm(h, h.shape[-1:], x["final_norm.gain"], x["final_norm.bias"], EPSILON)
