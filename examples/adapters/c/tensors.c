@@ -89,10 +89,12 @@ static Tensor *read_tensor(const Json *entry, const char *data, size_t size) {
         refuse("expected dtype, shape and data_offsets of", entry->key);
     Tensor *tensor = allocate(1, sizeof *tensor);
     *tensor = (Tensor){.name = entry->key, .count = 1, .real = type->name[0] == 'F'};
+    size_t room = LARGEST_FILE; /* also bounds the loops over a tensor in which one axis is 0 */
     for (const Json *axis = shape->first; axis; axis = axis->next) {
         if (tensor->rank == LARGEST_RANK) refuse("expected at most 8 axes of", entry->key);
         size_t length = tensor->shape[tensor->rank++] = json_size(axis);
-        if (length && tensor->count > LARGEST_FILE / length) refuse("expected fewer elements of", entry->key);
+        if (length > room) refuse("expected fewer elements of", entry->key);
+        room /= length ? length : 1;
         tensor->count *= length;
     }
     size_t begin = json_size(offsets->first), end = json_size(offsets->first->next);
