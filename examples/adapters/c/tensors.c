@@ -49,13 +49,14 @@ static FILE *open_in(const char *folder, const char *name, const char *mode) {
 }
 
 char *read_file(const char *folder, const char *name, size_t *size) {
+    static char buffer[LARGEST_FILE + 1];
     FILE *file = open_in(folder, name, "rb");
-    char *data = allocate(LARGEST_FILE + 1, 1);
-    *size = fread(data, 1, LARGEST_FILE + 1, file);
-    bool whole = feof(file) && !ferror(file) && *size <= LARGEST_FILE;
+    *size = fread(buffer, 1, sizeof buffer, file);
+    bool whole = feof(file) && !ferror(file);
     fclose(file);
     if (!whole) refuse("expected a readable file of at most 16 MiB", name);
-    data[*size] = 0;
+    char *data = allocate(*size + 1, 1);
+    memcpy(data, buffer, *size);
     return data;
 }
 
