@@ -26,7 +26,9 @@ def masked_softmax(logits: Any, weight: Any, present: Any, epsilon: float) -> An
     logits, counted = jnp.where(present, logits, -jnp.inf), (weight + epsilon) * present
     largest = jax.lax.stop_gradient(jnp.where(counted > 0, logits, -jnp.inf).max(-1, keepdims=True))
     some = largest > -jnp.inf
-    exponentials = jnp.exp(logits - jnp.where(some, largest, 0))
+    # a slot of weight 0 may lie far above those that count: held finite, so that 0 times it is 0
+    limit = 0.75 * math.log(jnp.finfo(logits.dtype).max)
+    exponentials = jnp.exp(jnp.minimum(logits - jnp.where(some, largest, 0), limit))
     return weight * (exponentials / jnp.where(some, (counted * exponentials).sum(-1, keepdims=True), 1))
 
 

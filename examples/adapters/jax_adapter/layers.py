@@ -105,8 +105,13 @@ def adaptive_softmax(
 
 
 def _adaptive_softmax(settings: Settings, x: Arrays) -> Arrays:
-    lists, order = [listed(x, name) for name in ("tables", "biases", "projections")], settings["cluster_order"]
-    return {"loss": adaptive_softmax(x["hidden"], x["targets"], *lists, x["cluster_table"], x["cluster_bias"], order)}
+    """Absent biases are 0, an absent projection of the head is the identity."""
+    tables, width = listed(x, "tables"), x["hidden"].shape[-1]
+    biases = [x.get(f"biases.{i}", 0) for i in range(len(tables))]
+    projections = [x.get("projections.0", np.eye(width, dtype=x["hidden"].dtype)),
+                   *(x[f"projections.{i}"] for i in range(1, len(tables)))]
+    return {"loss": adaptive_softmax(x["hidden"], x["targets"], tables, biases, projections, x["cluster_table"],
+                                     x.get("cluster_bias", 0), settings["cluster_order"])}
 
 
 FUNCTIONS = {

@@ -46,7 +46,9 @@ def masked_softmax(logits: Tensor, weight: Tensor, present: Tensor, epsilon: flo
     counted = (weight + epsilon) * present
     largest = torch.where(counted > 0, logits, -torch.inf).amax(-1, keepdim=True).detach()
     some = largest > -torch.inf
-    exponentials = torch.exp(logits - torch.where(some, largest, 0))
+    # a slot of weight 0 may lie far above those that count: held finite, so that 0 times it is 0
+    limit = 0.75 * math.log(torch.finfo(logits.dtype).max)
+    exponentials = torch.exp((logits - torch.where(some, largest, 0)).clamp(max=limit))
     total = (counted * exponentials).sum(-1, keepdim=True)
     return weight * (exponentials / torch.where(some, total, 1))
 

@@ -22,8 +22,8 @@ def adaptive_input(tokens: Tensor, tables: Sequence[Tensor], projections: Sequen
 
 
 def adaptive_softmax(
-    hidden: Tensor, targets: Tensor, tables: Sequence[Tensor], biases: Sequence[Tensor], projections: Sequence[Tensor],
-    cluster_table: Tensor, cluster_bias: Tensor, order: str,
+    hidden: Tensor, targets: Tensor, tables: Sequence[Tensor], biases: Sequence[Tensor | None],
+    projections: Sequence[Tensor], cluster_table: Tensor, cluster_bias: Tensor | None, order: str,
 ) -> Tensor:
     """-log p(target), from log p of all words; a tail without words has no share of the head."""
     scores = [functional.linear(hidden @ projection, table, bias)
@@ -39,8 +39,13 @@ def adaptive_softmax(
 
 
 def _adaptive_softmax(settings: Settings, x: Tensors) -> Tensors:
-    lists, order = [listed(x, name) for name in ("tables", "biases", "projections")], settings["cluster_order"]
-    return {"loss": adaptive_softmax(x["hidden"], x["targets"], *lists, x["cluster_table"], x["cluster_bias"], order)}
+    """Absent biases are 0, an absent projection of the head is the identity."""
+    tables, width = listed(x, "tables"), x["hidden"].shape[-1]
+    biases = [x.get(f"biases.{i}") for i in range(len(tables))]
+    projections = [x.get("projections.0", torch.eye(width, dtype=x["hidden"].dtype)),
+                   *(x[f"projections.{i}"] for i in range(1, len(tables)))]
+    return {"loss": adaptive_softmax(x["hidden"], x["targets"], tables, biases, projections, x["cluster_table"],
+                                     x.get("cluster_bias"), settings["cluster_order"])}
 
 
 FUNCTIONS = {
