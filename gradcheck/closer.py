@@ -8,11 +8,9 @@ import numpy as np
 from refimpl.gradcheck import kinks
 from refimpl.gradcheck.coordinates import Directions, Elements
 from refimpl.gradcheck.differences import SPACING, Estimate, noise_of
-from refimpl.gradcheck.experiment import Experiment, stream
-from refimpl.gradcheck.subject import shaken
+from refimpl.gradcheck.experiment import Experiment
 
 CLOSER = 8  # how many of the worst columns are looked at again
-AGAIN = 3
 SPACING_FLOAT32 = 3e-3  # as far above its roundoff as can be without reaching what is no longer near the point
 
 
@@ -47,19 +45,13 @@ class Evidence(NamedTuple):
 
 
 def closer(experiment: Experiment, evidence: Evidence, noise: Any, settings: Settings) -> tuple[Evidence, Any]:
-    """The worst columns again: kinks of their own, left out; noise of gradient and derivative over more repeats."""
+    """The worst columns again: kinks of their own, left out; and the noise that moves by roundoff do not show."""
     coordinates, (value, error) = evidence.coordinates, evidence.estimate
-    distance = np.abs(coordinates.project(experiment.gradients[evidence.number]) - value)
-    noise = np.fmax(noise, evidence.noise(experiment.wider_spread))
-    by_noise = (distance / np.fmax(noise, np.finfo(value.dtype).tiny)).max(0)
-    columns = _largest(by_noise, distance.max(0))
-    for i in range(AGAIN):
-        point = shaken(experiment.exact, stream(settings.seed, 4, i), experiment.subject.work)
-        moved = coordinates.derivative(settings.method, columns, point).value
-        noise[:, columns] = np.fmax(noise[:, columns], np.abs(moved - value[:, columns]))
-    if isinstance(coordinates, Directions):
+    noise = rolled(experiment, evidence, noise, settings)
+    if isinstance(coordinates, Directions) or settings.method != "complex-step":
         return evidence, noise
-    late = {c: kinks.at(experiment, evidence.number, int(coordinates.positions[c])) for c in columns}
+    late = {c: kinks.closely(experiment, evidence.number, int(coordinates.positions[c]), noise[:, c])
+            for c in _worst(experiment, evidence, noise)}
     late = {c: kink for c, kink in late.items() if kink.outputs}
     kept = np.setdiff1d(np.arange(coordinates.count), list(late))
     all_kinks = [*evidence.kinks, *late.values()]
@@ -71,7 +63,8 @@ def rolled(experiment: Experiment, evidence: Evidence, noise: Any, settings: Set
     """The noise, with that of roundings which a move by roundoff does not roll anew.
 
     In a saturated softmax a = 1 - 5e-9 is rounded to the same number all around the point, so that 1 - a, and gradients
-    that hang on it, are off by the same 1e-16 at every repeat. Fifth differences over longer moves show it.
+    that hang on it, are off by the same 1e-16 at every repeat. Fifth differences over longer moves show it: of the whole
+    gradient, and of the derivative by the worst columns; the others have at least the usual noise of these.
     """
     coordinates, number, moves = evidence.coordinates, evidence.number, experiment.moves
     x = experiment.subject.point[number]
@@ -84,17 +77,21 @@ def rolled(experiment: Experiment, evidence: Evidence, noise: Any, settings: Set
         return coordinates.project(np.stack(found).astype(value.dtype)).reshape(-1)
 
     noise = np.fmax(noise, noise_of(gradients, gradient.reshape(-1), spacing).reshape(noise.shape))
-    columns = _largest((np.abs(gradient - value) / np.fmax(noise, np.finfo(value.dtype).tiny)).max(0))
+    columns = _worst(experiment, evidence, noise)
 
     def derivatives(t: Any) -> Any:
         point = [a + t * moves[n] for n, a in enumerate(experiment.exact)]
         return coordinates.derivative(settings.method, columns, point).value.reshape(-1)
 
     found = noise_of(derivatives, value[:, columns].reshape(-1)).reshape(len(value), -1)
+    others = np.setdiff1d(np.arange(coordinates.count), columns)
     noise[:, columns] = np.fmax(noise[:, columns], found)
+    noise[:, others] = np.fmax(noise[:, others], np.median(found, axis=1, keepdims=True))
     return noise
 
 
-def _largest(*orders: Any) -> list[int]:
-    """The first columns of each order, from the largest down."""
-    return list(dict.fromkeys(int(column) for order in orders for column in np.argsort(-order)[:CLOSER]))
+def _worst(experiment: Experiment, evidence: Evidence, noise: Any) -> list[int]:
+    """The columns farthest off in units of their noise, and those farthest off."""
+    distance = np.abs(evidence.coordinates.project(experiment.gradients[evidence.number]) - evidence.estimate.value)
+    by_noise = distance / np.fmax(noise, np.finfo(distance.dtype).tiny)
+    return list(dict.fromkeys(int(c) for order in (by_noise, distance) for c in np.argsort(-order.max(0))[:CLOSER]))

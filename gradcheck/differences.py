@@ -18,7 +18,7 @@ STEPS = {"richardson": (1.2e-1, 1.5e-2, 1e-3, 6e-5, 4e-6, 2.5e-7), "central": (7
 """First step and what follows where it does not do, relative to the size of what moves."""
 NEAR = 1.2e-7  # the smallest step, at which every estimate must hold: else a kink lies between
 CURVATURE, ROUNDING = 1e-6, 32  # how far two differences may be apart: relative, and in units of noise over step
-SPACING, ORDER, POINTS = 1e-6, 5, 8  # of the differences that show noise: a smooth function has none of fifth order there
+SPACING, ORDER, POINTS = 1e-6, 5, 12  # of the differences that show noise: a smooth function has none of fifth order there
 
 
 class Estimate(NamedTuple):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,11 +34,6 @@ class Experiment:
     spread: list[list[Any]]
     unsteady: tuple[str, ...]
     seed: int
-
-    @cached_property
-    def wider_spread(self) -> list[list[Any]]:
-        """The spread over more repeats, for a closer look where a check fails."""
-        return self.spread + measured(self.subject, self.cotangents, self.seed, 3 * REPEATS)[1]
 
     @property
     def counted(self) -> Any:
@@ -99,7 +93,7 @@ def _line(subject: Subject, point: list[Any], moves: Mapping[int, Any]) -> Line:
     return at
 
 
-def measured(subject: Subject, rows: Any, seed: int, repeats: int = REPEATS) -> tuple[list[Any], list[list[Any]]]:
+def measured(subject: Subject, rows: Any, seed: int) -> tuple[list[Any], list[list[Any]]]:
     """The gradients for each row, (K, *shape) by argument, and how far they move in repeats at places moved by roundoff."""
 
     def at(rows: Any, point: list[Any]) -> list[Any]:
@@ -109,10 +103,10 @@ def measured(subject: Subject, rows: Any, seed: int, repeats: int = REPEATS) -> 
     gradients = at(rows, subject.point)
     dtypes = [argument.dtype for argument in subject.point]
     spread = []
-    for i in range(repeats):
+    for i in range(REPEATS):
         moves = {}
         for dtype in dict.fromkeys(dtypes):  # a gradient in float64 may not be as rough as an argument beside it in float32
-            random = stream(seed, 2, i, repeats)
+            random = stream(seed, 2, i)
             moves[dtype] = at([subject.shaken(row, random, dtype) for row in rows], shaken(subject.point, random, dtype))
         spread.append([moves[dtype][n] - gradients[n] for n, dtype in enumerate(dtypes)])
     return gradients, spread

@@ -6,11 +6,11 @@ import numpy as np
 
 from refimpl.gradcheck import controls, kinks
 from refimpl.gradcheck.agreement import arbitrate
-from refimpl.gradcheck.closer import Evidence, Settings, closer, rolled
+from refimpl.gradcheck.closer import Evidence, Settings, closer
 from refimpl.gradcheck.coordinates import Directions
 from refimpl.gradcheck.differences import Estimate
 from refimpl.gradcheck.experiment import Experiment
-from refimpl.gradcheck.judging import EXCUSED, FAIL, KINK, NOTHING, PASS, SMALL, UNCHECKED, Judgement, judge, limits
+from refimpl.gradcheck.judging import EXCUSED, FAIL, KINK, NOTHING, PASS, UNCHECKED, Judgement, judge, limits
 from refimpl.gradcheck.report import ArgumentReport, KinkReport
 
 
@@ -30,9 +30,6 @@ def argument_report(experiment: Experiment, evidence: Evidence, settings: Settin
     if (judged.verdict == FAIL or judged.reason == EXCUSED) and np.isfinite(gradients).all():
         evidence, noise = closer(experiment, evidence, noise, settings)
         judged = judge(evidence.coordinates.project(gradients), evidence.estimate.value, noise, limit)
-        if judged.reason in (SMALL, EXCUSED):
-            noise = rolled(experiment, evidence, noise, settings)
-            judged = judge(evidence.coordinates.project(gradients), evidence.estimate.value, noise, limit)
         if judged.verdict == FAIL and judged.worst and settings.method == "complex-step":
             arbitrate(experiment, evidence.number, evidence.coordinates.direction(judged.worst[1]),
                       evidence.coordinates.rows_of(*judged.worst), evidence.coordinates.project(gradients)[judged.worst],

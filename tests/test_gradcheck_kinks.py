@@ -97,6 +97,36 @@ def test_beside_a_kink_there_is_a_gradient(method, distance):
     assert half.verdict == "FAIL"
 
 
+@pytest.mark.parametrize("distance", [1.6e-7, -1.4e-7])
+def test_a_kink_as_near_as_the_smallest_step_is_taken_for_nothing_else(distance):
+    """Larger steps agree on the mean of both slopes, but not with what is nearest: neither gradient is judged by them."""
+    x = np.array([distance, 1.0, -2.0])
+    assert check_vjp(relu, at_zero(0), [x], method="richardson").verdict in ("PASS", "UNCHECKED")
+    half = check_vjp(relu, lambda dy, x: dy * np.where(abs(x) < 0.1, 0.5, x > 0), [x], method="richardson")
+    assert half.verdict in ("FAIL", "UNCHECKED")
+
+
+@pytest.mark.parametrize("small", [3e-7, 1e-10])
+def test_a_kink_too_small_for_real_steps_does_not_read_as_a_wrong_gradient(small):
+    """The complex step sees one side of it, vjp the other."""
+    x = np.array([0.0, *np.linspace(0.3, 2, 30)])
+    scale = np.array([small] + [1.0] * 30)
+
+    def forward(x):
+        return np.asarray((scale * np.where(np.arange(31) > 0, np.sin(x), relu(x))).sum())
+
+    def vjp(wrong):
+        return lambda dy, x: dy * wrong * scale * np.where(np.arange(31) > 0, np.cos(x), 1)
+
+    entry = check_vjp(forward, vjp(1), {"x": x})["x"]
+    assert (entry.verdict, [kink.index for kink in entry.kinks]) == ("KINK", [(0,)])
+    assert entry.kinks[0].right == pytest.approx(small)
+    assert check_vjp(forward, vjp(1), {"x": x}, kinks="bracket").verdict == "KINK"
+    factor = np.where(np.arange(31) > 0, 1, 1.001)
+    assert check_vjp(forward, vjp(factor), {"x": x}, kinks="bracket").verdict == "FAIL"
+    assert check_vjp(forward, vjp(1 + 1e-9 * (np.arange(31) == 3)), {"x": x}).verdict == "FAIL", "another element"
+
+
 @pytest.mark.parametrize("steep", [
     lambda x: np.exp(30 * x), lambda x: np.sin(200 * x), lambda x: 1 / (1 + np.exp(-500 * x)), lambda x: x**9,
 ])
