@@ -234,9 +234,10 @@ def test_a_rounding_that_repeats_is_no_wrong_element(method, dtype):
         a = softmax(x[:4])
         return np.concatenate([a * (dy[:4] - (a * dy[:4]).sum()), dy[4:] * np.cos(x[4:])])
 
-    for gap in np.linspace(8, 22, 60):
+    for gap in np.linspace(4, 22, 60):
         report = check_vjp(forward, vjp, [np.array([gap, 0.0, 0.3, -gap, 0.2, 0.3], dtype)], method=method)
-        assert report.verdict in (("PASS",) if dtype is np.float64 else ("PASS", "UNCHECKED")), (gap, str(report))
+        decided = dtype is np.float64 or gap < 13.9  # above, a is 1 in float32 wherever one looks
+        assert report.verdict in (("PASS",) if decided else ("PASS", "UNCHECKED")), (gap, str(report))
 
 
 @pytest.mark.parametrize("elements", [3, 2000])
@@ -264,6 +265,28 @@ def test_noise_raises_the_limit_and_a_wrong_gradient_fails_all_the_same(where, e
     assert right.verdict == "PASS", str(right)
     assert right[0].noise_floor > 1e-12
     assert check_vjp(forward, lambda dy, x: vjp(dy, x) * (1 + 1e-8), [x]).verdict == "FAIL"
+
+
+def cancelling(x):
+    return (1e5 * np.sin(7 * x) + np.sin(x)) - 1e5 * np.sin(7 * x)
+
+
+def test_every_element_has_the_noise_of_those_looked_at_closely(monkeypatch):
+    """With 4000 elements off by noise, that of one alone would not explain the norm of all."""
+    from refimpl.gradcheck import closer
+
+    monkeypatch.setattr(closer, "CLOSER", 1)
+    x = np.random.default_rng(0).standard_normal(4000)
+    report = check_vjp(cancelling, lambda dy, x: dy * np.cos(x), [x])
+    assert report.verdict == "PASS", str(report)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_is_no_kink(seed):
+    """Of 5000 outputs with errors of 1e-11 some have by chance slopes to both sides that seem to jump."""
+    x = np.random.default_rng(seed).standard_normal(5000)
+    report = check_vjp(cancelling, lambda dy, x: dy * np.cos(x), [x], directions=3, seed=seed)
+    assert report.verdict == "PASS", str(report)
 
 
 def test_the_gravest_verdict_is_the_reports():

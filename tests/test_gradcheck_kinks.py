@@ -113,13 +113,15 @@ def test_a_kink_too_small_for_real_steps_does_not_read_as_a_wrong_gradient(small
     scale = np.array([small] + [1.0] * 30)
 
     def forward(x):
-        return np.asarray((scale * np.where(np.arange(31) > 0, np.sin(x), relu(x))).sum())
+        return np.asarray((scale * np.where(np.arange(31) > 0, np.sin(x), relu(x))).sum()), np.sin(x) ** 2
 
     def vjp(wrong):
-        return lambda dy, x: dy * wrong * scale * np.where(np.arange(31) > 0, np.cos(x), 1)
+        return lambda dys, x: (dys[0] * wrong * scale * np.where(np.arange(31) > 0, np.cos(x), 1)
+                               + dys[1] * 2 * np.sin(x) * np.cos(x))
 
     entry = check_vjp(forward, vjp(1), {"x": x})["x"]
     assert (entry.verdict, [kink.index for kink in entry.kinks]) == ("KINK", [(0,)])
+    assert entry.kinks[0].output == "output 0"
     assert entry.kinks[0].right == pytest.approx(small)
     assert check_vjp(forward, vjp(1), {"x": x}, kinks="bracket").verdict == "KINK"
     factor = np.where(np.arange(31) > 0, 1, 1.001)
