@@ -129,11 +129,23 @@ def parts(statement: ast.stmt) -> Iterator[ast.AST]:
 
 
 def nodes(expression: ast.AST) -> Iterator[ast.AST]:
-    """The expression and all within it, but texts."""
-    if not isinstance(expression, ast.JoinedStr | ast.Lambda):
-        yield expression
-        for child in ast.iter_child_nodes(expression):
+    """The expression and all within it, but texts and what makes no difference by NumPy's or Python's own rules."""
+    if isinstance(expression, ast.JoinedStr) or no_difference(expression):
+        return
+    yield expression
+    reshapes = isinstance(getattr(expression, "func", None), ast.Attribute) and expression.func.attr == "reshape"
+    for child in ast.iter_child_nodes(expression):
+        if reshapes and isinstance(child, ast.UnaryOp):  # any number below 0 stands for the rest
+            yield child
+        else:
             yield from nodes(child)
+
+
+def no_difference(expression: ast.AST) -> bool:
+    """zip's strict, which only checks, and which of several arrays tells the library."""
+    if isinstance(expression, ast.keyword):
+        return expression.arg == "strict"
+    return isinstance(expression, ast.Call) and getattr(expression.func, "id", "") == "module_of"
 
 
 def edits(source: Source, statement: ast.stmt) -> Iterator[Edit]:
@@ -143,8 +155,8 @@ def edits(source: Source, statement: ast.stmt) -> Iterator[Edit]:
         yield from from_statement[type(statement)](source, statement)
     for part in parts(statement):
         for node in nodes(part):
-            for rule in RULES.get(type(node), ()):
-                yield from rule(source, node)
+            if type(node) in RULES:
+                yield from RULES[type(node)](source, node)
 
 
 def in_place(source: Source, node: ast.AugAssign) -> Iterator[Edit]:
@@ -196,9 +208,9 @@ def comparison(source: Source, node: ast.Compare) -> Iterator[Edit]:
         yield from (("comparison", low, high, new) for new in others)
 
 
-def constant(source: Source, node: ast.Constant | ast.UnaryOp) -> Iterator[Edit]:
+def constant(source: Source, node: ast.Constant) -> Iterator[Edit]:
     """A number one more and one less; a fraction doubled; True for False."""
-    value, place = getattr(node, "value", None), (source.start(node), source.end(node))
+    value, place = node.value, (source.start(node), source.end(node))
     if isinstance(value, bool):
         yield "constant", *place, str(not value)
     elif isinstance(value, int):
@@ -226,7 +238,7 @@ def call(source: Source, node: ast.Call) -> Iterator[Edit]:
 
 
 def attribute(source: Source, node: ast.Attribute) -> Iterator[Edit]:
-    """x.T -> x, and a complex number's real part -> the number."""
+    """x.T -> x."""
     if node.attr == "T":
         yield "transpose", source.end(node) - 2, source.end(node), ""
 
@@ -255,10 +267,11 @@ def both(source: Source, node: ast.BoolOp) -> Iterator[Edit]:
 
 
 RULES = {
-    ast.BinOp: (arithmetic,), ast.Compare: (comparison,), ast.Constant: (constant,), ast.UnaryOp: (minus,),
-    ast.Call: (call,), ast.Attribute: (attribute,), ast.Slice: (bounds,), ast.BoolOp: (both,), ast.IfExp: (negated,),
+    ast.BinOp: arithmetic, ast.Compare: comparison, ast.Constant: constant, ast.UnaryOp: minus, ast.Call: call,
+    ast.Attribute: attribute, ast.Slice: bounds, ast.BoolOp: both, ast.IfExp: negated,
 }
 
 
 def _collapsed(text: str) -> str:
-    return " ".join(text.split())
+    """In one line, without comments."""
+    return " ".join(re.sub(r"\s#\s.*$", "", text, flags=re.M).split())

@@ -107,7 +107,7 @@ class Suite:
             try:
                 self.hunt(mutant)
             except Exception as error:  # the change does not even load, or breaks pytest's own work
-                self.tell(Kill(f"{type(error).__name__} outside of a test", kinds.VALUE))
+                self.tell(Kill(f"{type(error).__name__} outside of a test: {error}", kinds.VALUE))
 
         return self.fork(hunted)
 
@@ -146,7 +146,7 @@ class Suite:
 
     def run(self, items: list[pytest.Item]) -> None:
         """Runs them in order."""
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        for item, following in zip(items, [*items[1:], None], strict=False):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
 
     def reached(self) -> dict[str, list[str]]:
