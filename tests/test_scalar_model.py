@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refimpl import inputs, model, optimizers, parameters, training
+from refimpl import continuation, inputs, model, optimizers, parameters, training
 from refimpl.config import ModelConfig, TrainConfig
 
 
@@ -246,6 +246,25 @@ def test_a_text_that_starts_with_zero_vectors(variant):
     assert past.tolist() == scalar.initial_past(config, BATCH)
     compare(config, np.random.default_rng(18), "as configured")
     assert scalar.initial_past(replace(config, zero_past=False), BATCH) == config.layers * [BATCH * [[]]]
+
+
+@pytest.mark.parametrize("conventions", SAMPLED, ids=["post", "pre, self, published", "pre, fixed", "post, self, fixed"])
+@pytest.mark.parametrize("positions", ["relative", "transformer-xl", "sinusoid", "learned", "none"])
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_texts_that_go_on_token_by_token(variant, positions, conventions):
+    """From prompts of 2 and 7 tokens to 9 and 14, spans of 5: the same words as of each whole text at once."""
+    config = configuration(**variant, **conventions, positions=positions, zero_past="memory" not in variant)
+    rng = np.random.default_rng(19)
+    p, prompts, added = random_parameters(config, rng), (2, 7), 7
+    texts = [rng.integers(config.vocabulary, size=prompt + added) for prompt in prompts]
+    expected = [scalar.forward(as_lists(p), config, [text.tolist()], [text.tolist()], scalar.initial_past(config, 1), {}, 0)
+                for text in texts]
+    going_on = continuation.Continuation(p, config, [text[:prompt] for text, prompt in zip(texts, prompts, strict=True)])
+    for read in range(added + 1):
+        scores = [out.log_probabilities[0][prompt + read - 1] for out, prompt in zip(expected, prompts, strict=True)]
+        assert_close(f"{read} added", going_on.log_p, scores)
+        if read < added:
+            going_on.add([int(text[prompt + read]) for text, prompt in zip(texts, prompts, strict=True)])
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-8])
