@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.gradcheck.agreement import strict
+from refimpl.gradcheck.closer import Evidence, Settings
 from refimpl.gradcheck.coordinates import Directions
 from refimpl.gradcheck.differences import Estimate
 from refimpl.gradcheck.errors import GradcheckError
@@ -13,7 +14,7 @@ from refimpl.gradcheck.experiment import REPEATS, Experiment, prepare, stream
 from refimpl.gradcheck.judging import FAIL
 from refimpl.gradcheck.report import Report, gravest
 from refimpl.gradcheck.subject import Subject, named_arrays, shaken
-from refimpl.gradcheck.verdicts import Evidence, Settings, argument_report, unsteady_report
+from refimpl.gradcheck.verdicts import argument_report, unsteady_report
 
 METHOD = "jvp"
 

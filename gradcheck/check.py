@@ -9,13 +9,14 @@ import numpy as np
 from refimpl.gradcheck import kinks as kinks_module
 from refimpl.gradcheck import witness
 from refimpl.gradcheck.agreement import refuse_disagreement, refuse_failure, strict
+from refimpl.gradcheck.closer import Evidence, Settings
 from refimpl.gradcheck.coordinates import Directions, Elements
 from refimpl.gradcheck.errors import GradcheckError
 from refimpl.gradcheck.experiment import COTANGENTS, Experiment, power_of_two, prepare
 from refimpl.gradcheck.judging import FAIL, METHODS
 from refimpl.gradcheck.report import Report, gravest
 from refimpl.gradcheck.subject import Subject
-from refimpl.gradcheck.verdicts import Evidence, Settings, argument_report, unsteady_report
+from refimpl.gradcheck.verdicts import argument_report, unsteady_report
 
 OFF = 16  # cotangents are scaled anew if the largest derivative is farther from 1 than this
 

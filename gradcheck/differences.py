@@ -14,7 +14,7 @@ import numpy as np
 
 Line = Callable[[Any], Any]
 LEVELS = 4
-STEPS = {"richardson": (1.5e-2, 1e-3, 6e-5, 4e-6, 2.5e-7), "central": (7e-6, 1e-6, 1.2e-7)}
+STEPS = {"richardson": (1.2e-1, 1.5e-2, 1e-3, 6e-5, 4e-6, 2.5e-7), "central": (7e-6, 1e-6, 1.2e-7)}
 """First step and what follows where it does not do, relative to the size of what moves."""
 NEAR = 1.2e-7  # the smallest step, at which every estimate must hold: else a kink lies between
 CURVATURE, ROUNDING = 1e-6, 32  # how far two differences may be apart: relative, and in units of noise over step
@@ -78,13 +78,13 @@ def best(line: Line, rows: Any, method: str, noise: Any, size: float) -> Estimat
     return found
 
 
-def noise_of(line: Line, value: Any) -> Any:
+def noise_of(line: Line, value: Any, spacing: float = SPACING) -> Any:
     """How far rounding moves each output, from fifth differences along a line to the quieter side of t = 0.
 
     A few differences may be small by chance: no output is taken for quieter, relative to its size, than half of all are.
     """
     sides = []
-    for step in (SPACING, -SPACING):
+    for step in (spacing, -spacing):
         table = np.stack([line(i * step) for i in range(POINTS)])
         fifth = np.diff(table, ORDER, axis=0)
         sides.append(3 * np.sqrt(np.square(fifth).mean(0) / comb(2 * ORDER, ORDER)))

@@ -20,14 +20,16 @@ class Experiment:
     """A point, K cotangents (K, outputs), scaled so that the largest gradient is about 1, and the gradients there.
 
     exact: the point in the dtype in which derivatives are taken; value, noise: forward's outputs there, and how far rounding
-    moves them. gradients: for each argument (K, *shape). spread: for each of some repeats with everything moved by roundoff,
-    how far the gradients moved. unsteady: what differs from run to run.
+    moves them. moves: a direction of all arguments together, in which no element stands nearly still. gradients: for each
+    argument (K, *shape). spread: for each of some repeats with everything moved by roundoff, how far the gradients moved.
+    unsteady: what differs from run to run.
     """
 
     subject: Subject
     exact: list[Any]
     value: Any
     noise: Any
+    moves: list[Any]
     cotangents: Any
     gradients: list[Any]
     spread: list[list[Any]]
@@ -78,12 +80,12 @@ def prepare(subject: Subject, cotangent: Any, count: int, seed: int) -> Experime
     largest = [max((float(np.abs(g).max(initial=0)) for g in found), default=0.0) for found in first]
     given = given / np.array([[power_of_two(size)] for size in largest], given.dtype)
     gradients, spread = measured(subject, given, seed)
-    moves = {i: size_of(a) * stream(seed, 1, i).uniform(0.7, 1.3, a.shape) for i, a in enumerate(exact)}  # none nearly 0
-    noise = noise_of(_line(subject, exact, moves), value)
+    moves = [size_of(a) * stream(seed, 1, i).uniform(0.7, 1.3, a.shape) for i, a in enumerate(exact)]
+    noise = noise_of(_line(subject, exact, dict(enumerate(moves))), value)
     for i in range(REPEATS):
         noise = np.fmax(noise, np.abs(subject.outputs(shaken(exact, stream(seed, 1, i, 1), subject.work)) - value))
     unsteady = _unsteady(subject, value, given, gradients)
-    return Experiment(subject, exact, value, noise, given, gradients, spread, unsteady, seed)
+    return Experiment(subject, exact, value, noise, moves, given, gradients, spread, unsteady, seed)
 
 
 def _line(subject: Subject, point: list[Any], moves: Mapping[int, Any]) -> Line:

@@ -8,17 +8,21 @@ PASS, FAIL, KINK, UNCHECKED = "PASS", "FAIL", "KINK", "UNCHECKED"
 METHODS = ("complex-step", "richardson", "central")
 FLOOR = 8  # multiple of the noise floor that a relative error may reach: the floor is the largest of a few repeats
 NOTHING = "gradient and derivative are exactly 0: nothing of vjp was seen at work (name it in zeros if it must be so)"
+SMALL = "an element much smaller than the others is wrong"
+EXCUSED = "an element is off by more than its own noise, but by no more than rounding of the largest could explain"
+EXCUSE = 8  # units of roundoff of the largest element
 OWN_NOISE = 64  # the same of one element, whose few repeats may all be small by chance
 
 
 class Limits(NamedTuple):
     """norm: of the relative error; element: of each element's own; cap: where noise leaves the check no meaning;
-    factor: the smallest scaling of a gradient that a check with power must reject."""
+    factor: the smallest scaling of a gradient that a check with power must reject; roundoff: of the gradient's dtype."""
 
     norm: float
     element: float
     cap: float
     factor: float
+    roundoff: float
 
 
 def limits(method: str, dtype: Any) -> Limits:
@@ -27,12 +31,14 @@ def limits(method: str, dtype: Any) -> Limits:
     Right gradients in float64 show errors of 1e-15 against the complex step, 4e-12 against Richardson's extrapolation and
     1e-10 against central differences; in float32, whose roundoff is 6e-8, some of these units whatever the method.
     """
+    eps = float(np.finfo(dtype).eps)
     if dtype == np.float32:
-        return Limits(4e-6, 1e-2, 1e-3, 1e-2)
+        return Limits(4e-6, 1e-2, 1e-3, 1e-2, eps)
     if method in ("richardson", "central"):
-        return Limits(1e-9, 1e-6, 1e-7, 1e-6) if method == "richardson" else Limits(5e-8, 1e-5, 1e-7, 1e-6)
-    in_float64 = float(np.finfo(dtype).eps / np.finfo(np.float64).eps)  # the complex step and jvp go as far as roundoff
-    return Limits(1e-12 * in_float64, 1e-8, 1e-7, 1e-6)
+        norm, element = (1e-9, 1e-6) if method == "richardson" else (5e-8, 1e-5)
+        return Limits(norm, element, 1e-7, 1e-6, eps)
+    in_float64 = eps / float(np.finfo(np.float64).eps)  # the complex step and jvp go as far as roundoff
+    return Limits(1e-12 * in_float64, 1e-8, 1e-7, 1e-6, eps)
 
 
 class Judgement(NamedTuple):
@@ -71,11 +77,14 @@ def judge(gradient: Any, derivative: Any, noise: Any, limit: Limits) -> Judgemen
     worst = row, int(distance[row].argmax())
     if errors[row] > allowed[row]:
         return Judgement(FAIL, *numbers, worst, "")
-    if excess.max() > 1:
-        return Judgement(FAIL, *numbers, _at(excess == excess.max()), "an element much smaller than the others is wrong")
+    gross = np.where(distance > EXCUSE * limit.roundoff * np.abs(derivative).max(1, keepdims=True), excess, 0)
+    if gross.max() > 1:
+        return Judgement(FAIL, *numbers, _at(gross == gross.max()), SMALL)
     if (allowed > limit.cap * sizes).any():
         floor = float(_over(floors, sizes).max())
         return Judgement(UNCHECKED, *numbers, worst, f"noise floor {floor:.1e}: too high to tell right from wrong")
+    if excess.max() > 1:
+        return Judgement(UNCHECKED, *numbers, _at(excess == excess.max()), EXCUSED)
     return Judgement(PASS, *numbers, worst, "")
 
 

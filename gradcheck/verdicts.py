@@ -1,51 +1,17 @@
 """From what was measured of one argument to its entry in the report."""
 
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refimpl.gradcheck import controls, kinks
 from refimpl.gradcheck.agreement import arbitrate
-from refimpl.gradcheck.coordinates import Directions, Elements
+from refimpl.gradcheck.closer import Evidence, Settings, closer, rolled
+from refimpl.gradcheck.coordinates import Directions
 from refimpl.gradcheck.differences import Estimate
-from refimpl.gradcheck.experiment import Experiment, stream
-from refimpl.gradcheck.judging import FAIL, KINK, NOTHING, PASS, UNCHECKED, Judgement, judge, limits
+from refimpl.gradcheck.experiment import Experiment
+from refimpl.gradcheck.judging import EXCUSED, FAIL, KINK, NOTHING, PASS, SMALL, UNCHECKED, Judgement, judge, limits
 from refimpl.gradcheck.report import ArgumentReport, KinkReport
-from refimpl.gradcheck.subject import shaken
-
-CLOSER = 8  # how many of the worst columns are looked at again where a check fails
-AGAIN = 3
-
-
-class Settings(NamedTuple):
-    """As check_vjp takes them."""
-
-    method: str
-    directions: str | int
-    kinks: str
-    controls: bool
-    seed: int
-    zeros: Collection[str] = ()
-
-
-class Evidence(NamedTuple):
-    """What was measured of one argument: its elements at kinks, and the derivative by all others."""
-
-    number: int
-    kinks: list[kinks.Kink]
-    coordinates: Elements | Directions
-    estimate: Estimate
-
-    def rescaled(self, experiment: Experiment, factors: Any) -> "Evidence":
-        """The same after the cotangents were multiplied by `factors`."""
-        self.coordinates.experiment = experiment
-        return self._replace(estimate=Estimate(*(self.coordinates.scaled(a, factors) for a in self.estimate)))
-
-    def noise(self, spread: list[list[Any]]) -> Any:
-        """How far from each other a right gradient and the derivative may be by rounding and the method's error."""
-        moves = [np.abs(self.coordinates.project(moved[self.number])) for moved in spread]
-        return self.estimate.error + np.max(moves, axis=0, initial=0)
 
 
 class Entry(NamedTuple):
@@ -61,9 +27,12 @@ def argument_report(experiment: Experiment, evidence: Evidence, settings: Settin
     limit = limits(settings.method, experiment.subject.point[evidence.number].dtype)
     noise = evidence.noise(experiment.spread)
     judged = judge(evidence.coordinates.project(gradients), evidence.estimate.value, noise, limit)
-    if judged.verdict == FAIL and np.isfinite(gradients).all():
-        evidence, noise = _closer(experiment, evidence, noise, settings)
+    if (judged.verdict == FAIL or judged.reason == EXCUSED) and np.isfinite(gradients).all():
+        evidence, noise = closer(experiment, evidence, noise, settings)
         judged = judge(evidence.coordinates.project(gradients), evidence.estimate.value, noise, limit)
+        if judged.reason in (SMALL, EXCUSED):
+            noise = rolled(experiment, evidence, noise, settings)
+            judged = judge(evidence.coordinates.project(gradients), evidence.estimate.value, noise, limit)
         if judged.verdict == FAIL and judged.worst and settings.method == "complex-step":
             arbitrate(experiment, evidence.number, evidence.coordinates.direction(judged.worst[1]),
                       evidence.coordinates.rows_of(*judged.worst), evidence.coordinates.project(gradients)[judged.worst],
@@ -92,27 +61,6 @@ def unsteady_report(experiment: Experiment, number: int, settings: Settings) -> 
     judged = Judgement(UNCHECKED, np.nan, np.nan, limit.norm, None, "; ".join(experiment.unsteady))
     nothing = Evidence(number, [], Directions(experiment, number, [], 0), Estimate(np.zeros((1, 0)), np.zeros((1, 0))))
     return _entry(experiment, nothing, judged, controls.NONE, [])
-
-
-def _closer(experiment: Experiment, evidence: Evidence, noise: Any, settings: Settings) -> tuple[Evidence, Any]:
-    """The worst columns again: kinks of their own, left out; noise of gradient and derivative over more repeats."""
-    coordinates, (value, error) = evidence.coordinates, evidence.estimate
-    distance = np.abs(coordinates.project(experiment.gradients[evidence.number]) - value)
-    noise = np.fmax(noise, evidence.noise(experiment.wider_spread))
-    by_column = (distance / np.fmax(noise, np.finfo(value.dtype).tiny)).max(0), distance.max(0)
-    columns = list(dict.fromkeys(int(c) for order in by_column for c in np.argsort(-order)[:CLOSER]))
-    for i in range(AGAIN):
-        point = shaken(experiment.exact, stream(settings.seed, 4, i), experiment.subject.work)
-        moved = coordinates.derivative(settings.method, columns, point).value
-        noise[:, columns] = np.fmax(noise[:, columns], np.abs(moved - value[:, columns]))
-    if isinstance(coordinates, Directions):
-        return evidence, noise
-    late = {c: kinks.at(experiment, evidence.number, int(coordinates.positions[c])) for c in columns}
-    late = {c: kink for c, kink in late.items() if kink.outputs}
-    kept = np.setdiff1d(np.arange(coordinates.count), list(late))
-    all_kinks = [*evidence.kinks, *late.values()]
-    remaining = Elements(experiment, evidence.number, [kink.element for kink in all_kinks])
-    return Evidence(evidence.number, all_kinks, remaining, Estimate(value[:, kept], error[:, kept])), noise[:, kept]
 
 
 def _told(experiment: Experiment, number: int, kink: kinks.Kink, settings: Settings) -> list[KinkReport]:

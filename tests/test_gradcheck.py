@@ -83,7 +83,10 @@ def test_the_worst_element_is_named_with_both_values():
 @pytest.mark.parametrize("method", METHODS[:2])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_an_element_does_not_hide_behind_larger_ones(method, dtype):
-    """An element of 1e-9, wrong by 5 %, among elements of 1: 5e-11 of the norm, below Richardson's limit and float32's."""
+    """An element of 1e-9, wrong by 5 %, among elements of 1: 5e-11 of the norm, below Richardson's limit and float32's.
+
+    In float32 rounding of the others might explain it, for all that can be seen from outside: excused, not certified.
+    """
     scale = np.ones(40, dtype)
     scale[7] = 1e-9
 
@@ -95,7 +98,7 @@ def test_an_element_does_not_hide_behind_larger_ones(method, dtype):
     x = np.random.default_rng(0).standard_normal(40).astype(dtype)
     assert check_vjp(lambda x: scale * np.sin(x), lambda dy, x: scale * dy * np.cos(x), [x], method=method).ok
     entry = check_vjp(lambda x: scale * np.sin(x), small, [x], method=method)[0]
-    assert (entry.verdict, entry.worst) == ("FAIL", (7,))
+    assert (entry.verdict, entry.worst) == ("FAIL" if dtype is np.float64 else "UNCHECKED", (7,))
 
 
 @pytest.mark.parametrize("size", [1e-200, 1e-6, 1e200])
@@ -215,6 +218,27 @@ def test_a_forward_with_too_much_noise_is_unchecked(noisy):
     assert report[0].noise_floor > 1e-7
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("method", METHODS[:2])
+def test_a_rounding_that_repeats_is_no_wrong_element(method, dtype):
+    """a = 1 - 5e-9 rounds to one number all around the point: 1 - a is off by the same 1e-16 at every repeat."""
+
+    def softmax(x):
+        e = np.exp(x - x.real.max())
+        return e / e.sum()
+
+    def forward(x):
+        return np.concatenate([softmax(x[:4]), np.sin(x[4:])])
+
+    def vjp(dy, x):
+        a = softmax(x[:4])
+        return np.concatenate([a * (dy[:4] - (a * dy[:4]).sum()), dy[4:] * np.cos(x[4:])])
+
+    for gap in np.linspace(8, 22, 60):
+        report = check_vjp(forward, vjp, [np.array([gap, 0.0, 0.3, -gap, 0.2, 0.3], dtype)], method=method)
+        assert report.verdict in (("PASS",) if dtype is np.float64 else ("PASS", "UNCHECKED")), (gap, str(report))
+
+
 def test_noise_raises_the_limit_and_a_wrong_gradient_fails_all_the_same():
     """Rounding of 1e-12 relative in forward and in vjp."""
 
@@ -239,7 +263,7 @@ def test_missed_controls_mean_no_power(monkeypatch):
     """Limits too loose to reject what is off by a millionth: then nothing that passes has been checked."""
     from refimpl.gradcheck import judging, verdicts
 
-    monkeypatch.setattr(verdicts, "limits", lambda method, dtype: judging.Limits(1e-3, 1e-1, 1.0, 1e-6))
+    monkeypatch.setattr(verdicts, "limits", lambda method, dtype: judging.Limits(1e-3, 1e-1, 1.0, 1e-6, 2e-16))
     entry = check_vjp(np.sin, lambda dy, x: dy * np.cos(x), [np.arange(3.0)])[0]
     assert (entry.verdict, entry.controls_caught, entry.controls_planted) == ("UNCHECKED", 3, 4)
     assert entry.reason == "no power here: the gradient times 1 + 1e-06 would pass, too"

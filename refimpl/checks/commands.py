@@ -1,25 +1,18 @@
 """`refimpl gradcheck`: parse, call, print."""
 
-from typing import Any
-
 import click
 
 from refimpl import exits
 from refimpl.exits import debug_option
 
 
-class Directions(click.ParamType):
+def _directions(context: click.Context, parameter: click.Parameter, value: str) -> str | int:
     """`full`, or a number of random directions."""
-
-    name = "full|K"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str | int:
-        """Fails for anything else."""
-        if value == "full":
-            return "full"
-        if str(value).isdecimal() and int(value) >= 1:
-            return int(value)
-        return self.fail(f"expected full or a number of 1 or more, got {value!r}", parameter, context)
+    if value == "full":
+        return "full"
+    if value.isdecimal() and int(value) >= 1:
+        return int(value)
+    raise click.BadParameter(f"expected full or a number of 1 or more, got {value!r}")
 
 
 @click.command()
@@ -32,7 +25,7 @@ class Directions(click.ParamType):
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--size", type=click.IntRange(1), default=3, show_default=True,
               help="Block, head width and number of vectors.")
-@click.option("--directions", type=Directions(), default="full", show_default=True,
+@click.option("--directions", callback=_directions, metavar="full|K", default="full", show_default=True,
               help="Every element of every argument, or so many random directions.")
 @click.option("--json", "as_json", is_flag=True, help="Print a relative error and a verdict for each gradient as JSON.")
 @debug_option
