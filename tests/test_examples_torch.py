@@ -7,6 +7,7 @@ import torch_adapter
 
 from refimpl.functions import FUNCTIONS
 from refimpl.golden.adapters import opened
+from refimpl.golden.processes import Limits
 from refimpl.golden.vectors import load_case
 from refimpl.golden.verify import Selection, exit_code, judged, select, verify
 
@@ -28,7 +29,7 @@ def test_every_case_passes(in_process, dtype):
 def test_it_runs_as_a_process(monkeypatch):
     monkeypatch.chdir(EXAMPLES)
     chosen = Selection(ids=("attention/ordinary@published", "model/adaptive-tied@published", "embedding/outside"))
-    with opened("torch_adapter:adapter", None, None, 60) as implementation:
+    with opened("torch_adapter:adapter", None, None, Limits(60)) as implementation:
         assert exit_code(verify(implementation, select(chosen), "float64")) == 0
 
 

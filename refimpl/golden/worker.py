@@ -50,6 +50,8 @@ def _call(adapter: Any, case: Path, out: Path) -> dict[str, str]:
         results = adapter(*exchange.read_case(case))
     except NotImplementedError as error:
         return {"kind": "skipped", "message": f"not implemented {error}".strip()}
+    except MemoryError as error:
+        return {"kind": "exhausted", "message": f"out of memory: {error}".rstrip(": ")}
     except Exception as error:  # a refusal, if the case is one to be refused
         return {"kind": "refused", "message": f"{type(error).__name__}: {error}"}
     if results is None:
