@@ -194,7 +194,8 @@ PROGRAMS = {
                       "    out.rmdir()\n    out.symlink_to(other); sys.exit(0)", "CRASHED", "in a plain folder"),
     "beside the folder": ("if first:\n    exchange.write_results(out.parent, results); sys.exit(0)", "CRASHED",
                           "got no such file"),
-    "no folder left": ("if first:\n    import shutil; shutil.rmtree(out.parent); sys.exit(0)", "CRASHED", "got no such file"),
+    "no folder left": ("if first:\n    import shutil; shutil.rmtree(out.parent); sys.exit(0)", "CRASHED",
+                       "got no such file"),
     "memory": ("import numpy\nif first: numpy.ones(2**28)", "CRASHED", "Unable to allocate 2.00 GiB"),
     "more files": ("(out / 'notes.txt').write_text('mine')", "PASS", ""),
     "loud": ("print('x' * 1000000)", "PASS", ""),
@@ -342,7 +343,8 @@ def test_inputs_go_out_in_the_dtype_under_test(tmp_path):
 def test_what_a_program_prints_without_end_is_not_kept():
     from refimpl.golden import processes
 
-    code, said, out = processes.run([sys.executable, "-c", "import sys\nwhile True: sys.stdout.write('x' * 99999)"], processes.Limits(2.0))
+    endless = [sys.executable, "-c", "import sys\nwhile True: sys.stdout.write('x' * 99999)"]
+    code, said, out = processes.run(endless, Limits(2.0))
     assert code is None
     assert len(out) <= processes.KEPT
     assert said == ""

@@ -114,8 +114,8 @@ def write(folder: Path, groups: tuple[str, ...], flags: tuple[str, ...], convent
 @debug_option
 def verify(
     groups: tuple[str, ...], flags: tuple[str, ...], conventions: tuple[str, ...], ids: tuple[str, ...], adapter: str | None,
-    program: str | None, results: Path | None, dtype: str, time_limit: float, memory_limit: float, junit: Path | None, markdown: Path | None,
-    html: Path | None, as_json: bool,
+    program: str | None, results: Path | None, dtype: str, time_limit: float, memory_limit: float,
+    junit: Path | None, markdown: Path | None, html: Path | None, as_json: bool,
 ) -> None:
     """Hold an implementation to the vectors; without one, refimpl itself.
 
