@@ -93,7 +93,12 @@ HOSTILE = {  # body of the adapter in the first case; the verdict on that case, 
     "missing": ("del right['d_bias']", "MISMATCH", r"d_bias: expected shape \(2,\), got nothing; got d_weight, d_x, y"),
     "more": ("right['extra'] = np.zeros(3)", "PASS", ""),
     "no arrays": ("right['y'] = 'nonsense'", "CRASHED", "expected arrays by name"),
-    "not a mapping": ("return 3", "CRASHED", "expected arrays by name"),
+    "not a mapping": ("return 3", "CRASHED", "expected arrays by name, got int: no mapping"),
+    "a list": ("return list(right.values())", "CRASHED", "expected arrays by name, got list: a list does not say which"),
+    "transposed": ("right['d_weight'] = right['d_weight'].T", "MISMATCH",
+                   r"d_weight: expected real numbers of shape \(2, 4\), got float64 \(4, 2\)"),
+    "half the digits": ("right = {k: a.astype('f4') for k, a in right.items()}", "MISMATCH",
+                        "d_bias: expected float64, got float32 .--dtype float32 holds it to the bound of that"),
     "objects": ("right['y'] = np.array([{}])", "CRASHED", "expected arrays by name"),
     "memory": ("np.ones(2**28)", "CRASHED", "out of memory: Unable to allocate 2.00 GiB"),
     "memory that it keeps": ("while True: held.append(bytes(100))", "CRASHED", "out of memory"),
@@ -147,6 +152,11 @@ def test_cases_to_be_refused(module):
 
 @pytest.mark.parametrize(("source", "reference", "error", "message"), [
     ("", "mine", InputError, "expected package.module:function"),
+    ("", "./mine.py:adapter", InputError, "expected package.module:function"),
+    ("def adapter(): pass\nadapter.functions = 'linear'", "mine:adapter", InputError, "list of names as adapter.functions"),
+    ("def adapter(): pass\nadapter.functions = 3", "mine:adapter", InputError, "list of names as adapter.functions, got 3"),
+    ("def adapter(): pass\nadapter.functions = ['linear', 'layernorm']", "mine:adapter", InputError,
+     "expected it to declare functions among .*layer-norm.*; got 'layernorm'"),
     ("", "nothing:adapter", InputError, "a module that can be imported from here"),
     ("", "mine:adapter", InputError, "expected a function adapter in mine, got None"),
     ("adapter = 3", "mine:adapter", InputError, "expected a function adapter in mine, got 3"),
@@ -228,6 +238,8 @@ def test_a_program_that_hangs_and_its_children_are_ended(module, tmp_path):
     ("./nowhere", InputError, "expected a program that starts"),
     (f"{sys.executable} -c 1", CalledFailedError, "expected JSON with functions"),
     (f"{sys.executable} -c raise(SystemExit(4))", CalledFailedError, "ended with 4"),
+    ("printf '{\"functions\": \"linear\"}%.0s'", CalledFailedError, r"expected JSON with functions, got '{.*}'"),
+    ("printf '{\"functions\": [\"linea\"]}%.0s'", InputError, "to declare functions among .* got 'linea'"),
 ])
 def test_a_program_that_can_not_be_used(command, error, message):
     with pytest.raises(error, match=message):
@@ -248,6 +260,38 @@ def test_results_made_elsewhere(tmp_path):
     assert exit_code(run(chosen, results=tmp_path)) == 4
     with pytest.raises(InputError, match="--results: expected a folder"):
         run(results=tmp_path / "nowhere")
+
+
+def test_results_made_elsewhere_by_the_careless_and_the_hostile(tmp_path):
+    """Half of the cases, a link, a file cut off, one that is not asked for: rows, and the others are judged."""
+    written = {}
+    for entry in select(Selection(groups=("linear", "span"))):
+        case = vectors.load_case(entry)
+        place = tmp_path / entry["group"]
+        exchange.write_results(place, case.results)
+        written[case.id] = place / f"{vectors.stem(case.id)}.results.safetensors"
+        os.rename(place / "results.safetensors", written[case.id])
+    written["linear/rows"].rename(tmp_path / "elsewhere")
+    written["linear/rows"].symlink_to(tmp_path / "elsewhere")
+    written["linear/wide"].write_bytes(written["linear/wide"].read_bytes()[:-9])
+    written["span/at-zero"].unlink()
+    (tmp_path / "linear" / "more.results.safetensors").touch()
+    result = run(Selection(groups=("linear", "span")), results=tmp_path)
+    reasons = {verdict.id: (verdict.verdict, verdict.reason) for verdict in result.verdicts if verdict.verdict != "PASS"}
+    assert reasons.keys() == {"linear/rows", "linear/wide", "span/at-zero"}
+    assert reasons["linear/rows"] == ("CRASHED", "expected rows.results.safetensors as a plain file, got a symbolic link")
+    assert reasons["linear/wide"][0] == "CRASHED"
+    assert "in the safetensors format" in reasons["linear/wide"][1]
+    assert reasons["span/at-zero"] == ("SKIPPED", "no at-zero.results.safetensors")
+    assert exit_code(result) == 3
+
+
+@pytest.mark.parametrize("limits", [
+    {"seconds": 0}, {"seconds": np.inf}, {"seconds": np.nan}, {"memory": 0}, {"memory": np.nan},
+])
+def test_limits_that_can_not_be(limits):
+    with pytest.raises(InputError, match="limit: expected a"):
+        Limits(**limits)
 
 
 def test_one_at_a_time(tmp_path):

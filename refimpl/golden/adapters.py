@@ -5,14 +5,14 @@ import json
 import shlex
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from refimpl.errors import CalledFailedError, InputError
-from refimpl.functions import Results, evaluate
+from refimpl.functions import FUNCTIONS, Results, evaluate
 from refimpl.golden import exchange, processes
 from refimpl.golden.processes import Limits, Worker
 from refimpl.golden.vectors import Stored, stem
@@ -99,11 +99,13 @@ class Program:
             raise InputError(f"--command: expected a program that starts, got {command}: {error.strerror}") from error
         try:
             listed = json.loads(out)["functions"] if code == 0 else None
+            if not isinstance(listed, list | None):
+                raise TypeError
         except (ValueError, KeyError, TypeError) as error:
             raise CalledFailedError(f"{command} --describe: expected JSON with functions, got {out[:80]!r}") from error
         if code != 0:
             raise CalledFailedError(f"{command} --describe ended with {code}: {said[-TAIL:].strip()}")
-        self.functions = None if listed is None else frozenset(map(str, listed))
+        self.functions = _declared("--command", command, listed)
 
     def answer(self, case: Stored, dtype: str) -> Answer:
         """One run of the program."""
@@ -144,7 +146,8 @@ class Function:
 
     def __init__(self, reference: str, limits: Limits) -> None:
         """Raises InputError if there is no such function, CalledFailedError if it does not start."""
-        if not all(reference.partition(":")):
+        module, _, function = reference.partition(":")
+        if not all(name.isidentifier() for name in (*module.split("."), function)):
             raise InputError(f"--adapter: expected package.module:function, got {reference!r}")
         self.name, self._reference, self._limits = reference, reference, limits
         self._worker: Worker | None = None
@@ -158,7 +161,11 @@ class Function:
             said = self.close()[1]
             raise (CalledFailedError if told.get("outside", True) else InputError)(
                 f"--adapter {self._reference}: {told.get('error', f'it did not start: {said}')}")
-        return worker, None if told["functions"] is None else frozenset(told["functions"])
+        try:
+            return worker, _declared("--adapter", self._reference, told["functions"])
+        except InputError:
+            self.close()
+            raise
 
     def answer(self, case: Stored, dtype: str) -> Answer:
         """One call."""
@@ -188,6 +195,16 @@ class Function:
         worker, self._worker = self._worker, None
         code, said = worker.end() if worker is not None else (0, "")
         return code, said.strip()[-TAIL:]
+
+
+def _declared(option: str, name: str, listed: Iterable[object] | None) -> frozenset[str] | None:
+    """The functions that an implementation declares. Raises InputError for one that there is not: it would be left out."""
+    declared = None if listed is None else frozenset(map(str, listed))
+    for function in sorted(declared or ()):
+        if function not in FUNCTIONS:
+            raise InputError(f"{option} {name}: expected it to declare functions among {', '.join(sorted(FUNCTIONS))}; "
+                             f"got {function!r}")
+    return declared
 
 
 def _told(line: bytes | None) -> dict[str, Any]:

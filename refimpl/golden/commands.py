@@ -23,6 +23,13 @@ def _selecting(command: Any) -> Any:
     return command
 
 
+def _writable(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """A report's file, refused before the run where it can't be written after it."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise click.BadParameter(f"expected a file in a folder that is there, got {path}")
+    return path
+
+
 @click.group()
 def golden() -> None:
     """Golden vectors: exact cases to hold any implementation against, in any language.
@@ -107,9 +114,9 @@ def write(folder: Path, groups: tuple[str, ...], flags: tuple[str, ...], convent
 @click.option("--time-limit", type=click.FloatRange(0, min_open=True), default=30.0, help="Seconds a case.  [default: 30]")
 @click.option("--memory-limit", type=click.FloatRange(0, min_open=True), default=8.0,
               help="GiB that a process may ask for, inf = all there is; on Linux.  [default: 8]")
-@click.option("--junit", type=click.Path(path_type=Path), help="Also write a JUnit report to this file.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Also write a Markdown report to this file.")
-@click.option("--html", type=click.Path(path_type=Path), help="Also write a report as one HTML file.")
+@click.option("--junit", type=click.Path(path_type=Path), callback=_writable, help="Also write JUnit XML to this file.")
+@click.option("--markdown", type=click.Path(path_type=Path), callback=_writable, help="Also write Markdown to this file.")
+@click.option("--html", type=click.Path(path_type=Path), callback=_writable, help="Also write a report as one HTML file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @debug_option
 def verify(

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def _load(reference: str) -> tuple[Any, dict[str, Any]]:
     if not callable(adapter):
         return None, {"error": f"expected a function {name} in {module_name}, got {adapter!r}", "outside": False}
     declared = getattr(adapter, "functions", None)
+    if declared is not None and (isinstance(declared, str) or not isinstance(declared, Iterable)):
+        return None, {"error": f"expected a list of names as {name}.functions, got {declared!r}", "outside": False}
     return adapter, {"functions": None if declared is None else sorted(map(str, declared))}
 
 
