@@ -8,6 +8,7 @@ import torch_adapter
 from refimpl.functions import FUNCTIONS
 from refimpl.golden.adapters import opened
 from refimpl.golden.processes import Limits
+from refimpl.golden.reports import summary
 from refimpl.golden.vectors import load_case
 from refimpl.golden.verify import Selection, exit_code, judged, select, verify
 
@@ -78,6 +79,16 @@ def test_scaled_dot_product_attention_is_all_attention_without_a_span(in_process
     names = [f"attention/no-span@{convention}" for convention in ("exact", "transformer-xl")]
     run = verify(in_process(torch_adapter.torch_modules), select(Selection(ids=tuple(names))), "float64")
     assert exit_code(run) == 0
+
+
+def test_adaptive_log_softmax_with_loss_is_told_that_it_does_not_follow_published_and_why(in_process):
+    chosen = Selection(groups=("adaptive-softmax",), conventions=("published",))
+    run = verify(in_process(torch_adapter.torch_modules), select(chosen), "float64")
+    wrong = sum(verdict.verdict == "MISMATCH" for verdict in run.verdicts)
+    said = "\n".join(summary(run))
+    assert wrong >= 2
+    assert f"{wrong} of {wrong} wrong cases follow the convention torch, not published, to " in said
+    assert f"{wrong} of {wrong} wrong cases match cluster-order-ignored to " in said
 
 
 def test_the_modules_as_they_are_fail_as_published_and_are_told_why(in_process):

@@ -146,6 +146,36 @@ def test_differences_between_machines_are_seen(linear, altered, tensors, entry, 
     assert compare.differences(linear, altered(tensors, entry), exact=False) == [said]
 
 
+def test_vectors_of_another_platform_are_checked_within_the_bounds(monkeypatch, capsys, tmp_path):
+    """As on a machine whose widest type is float64: other digits, near the same bounds, and `--check` says which it is."""
+    groups = ("linear", "span", "adaptive-input")
+    for group in groups:
+        shutil.copytree(vectors.FOLDER / group, tmp_path / group)
+    generator = {**json.loads((vectors.FOLDER / compare.MAKER).read_text()), "machine": "another", "longdouble_bits": 52}
+    (tmp_path / compare.MAKER).write_text(json.dumps(generator))
+    chosen = [case for case in all_cases() if case.group in groups]
+    monkeypatch.setattr(generate, "all_cases", lambda: chosen)
+    monkeypatch.setattr(vectors, "FOLDER", tmp_path)
+    as_here = bounds.in_dtype
+
+    def in_dtype(inputs, dtype):
+        return as_here(inputs, "float64" if dtype == "longdouble" else dtype)
+
+    def one_after_another(folder):
+        for group in groups:
+            generate.generate_group(group, folder / group)
+        (folder / compare.MAKER).write_text(json.dumps(generate.maker()))
+
+    monkeypatch.setattr(generate, "generate", one_after_another)
+    for module in (bounds, margins):
+        monkeypatch.setattr(module, "in_dtype", in_dtype)
+    assert generate.main(["--check"]) == 0
+    assert "within the bounds of float64" in capsys.readouterr().out
+    monkeypatch.setattr(bounds, "in_dtype", lambda inputs, dtype: as_here(inputs, "float32"))
+    assert generate.main(["--check"]) == 1
+    assert "span/ramp: results farther apart than the bound" in capsys.readouterr().out
+
+
 def test_files_that_only_one_has_are_told(linear, altered):
     folder = altered()
     (folder / "linear" / "more.txt").touch()
