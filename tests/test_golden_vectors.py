@@ -190,6 +190,26 @@ def test_a_case_that_catches_nothing_and_a_bug_that_passes_are_refused():
         margins.check_power(cases, {case.id: {"span-ramp-sign": [10.0] * 4} for case in cases})
 
 
+def test_vectors_stay_as_they_are_if_new_ones_can_not_be_made(monkeypatch, tmp_path):
+    chosen = [case for case in all_cases() if case.group == "linear"]
+    monkeypatch.setattr(generate, "all_cases", lambda: chosen)
+    folder = tmp_path / "v1"
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def refuse(cases, caught):
+        raise ValueError("a bug that passes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "check_power", refuse)
+        with pytest.raises(ValueError, match="a bug that passes"):
+            generate.generate(folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["v1", "old"]
+    generate.generate(folder)
+    assert {path.name for path in folder.iterdir()} == {"linear", compare.MAKER}
+    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+
+
 def test_a_manifest_has_a_line_for_each_case():
     for group in vectors.groups():
         text = (vectors.FOLDER / group / "manifest.json").read_text(encoding="utf-8")
