@@ -30,7 +30,8 @@ def test_it_declares_every_function():
 
 
 @pytest.mark.parametrize(("part", "dtype"), [
-    ("models", "float64"), ("attention", "float64"), ("functions", "float64"), ("functions", "float32"),
+    ("models", "float64"), ("attention", "float64"), ("attention", "float32"), ("functions", "float64"),
+    ("functions", "float32"),
 ])
 def test_every_case_passes(in_process, part, dtype):
     entries = select(Selection(groups=tuple(PARTS[part])))
