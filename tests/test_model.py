@@ -212,7 +212,7 @@ def test_any_integer_type_holds_tokens(cutoffs):
 def test_tokens_targets_and_past_that_do_not_fit_are_named():
     p, tokens, targets = draw(CONFIG, 0, 2, 4)
     past = model.initial_past(CONFIG, 2, p.vector)
-    with pytest.raises(InputError, match="^tokens: expected ids from 0 to 10"):
+    with pytest.raises(InputError, match=r"^tokens: expected ids from 0 to 10"):
         model.forward(p, CONFIG, tokens - 11, targets, past)
     with pytest.raises(InputError, match=r"targets: expected the tokens' shape \(2, 4\), got \(2, 3\)"):
         model.forward(p, CONFIG, tokens, targets[:, :3], past)
