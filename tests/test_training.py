@@ -9,6 +9,7 @@ import pytest
 from refimpl import model, optimizers, parameters, training
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import NonFiniteError
+from refimpl.inputs import draw_masks
 
 CONFIG = ModelConfig(vocabulary=16, width=16, heads=2, layers=2, span=12, memory=4, span_ramp=4, span_penalty=1e-4)
 TRAIN = TrainConfig(optimizer="adam", learning_rate=3e-3, batch=4, block=8, updates=50, warm_up=5)
@@ -84,6 +85,19 @@ def test_an_update_equals_its_parts():
     assert (result.loss, result.span_penalty, result.learning_rate) == (out.loss, out.span_penalty, 3e-3 / 5)
     assert result.gradient_norm == pytest.approx(np.linalg.norm(g.vector), rel=1e-13)
     np.testing.assert_array_equal(result.past, out.past)
+
+
+def test_every_update_draws_dropout_of_its_own_and_tells_its_own_rate():
+    """Streams are those of the update's number, counted from 1 through all of training."""
+    config = replace(CONFIG, dropout=0.4, embedding_dropout=0.2)
+    piece, p = next(pieces(1)), parameters.initialize(config, 1)
+    state, past = optimizers.initialize(TRAIN, p), model.initial_past(config, 4, p.vector)
+    for number in (1, 2, 3):
+        masks = draw_masks(config, 4, 8, TRAIN.seed, number, p.vector)
+        expected = model.forward(p, config, piece.tokens, piece.targets, past, masks).loss
+        result = training.update(p, state, config, TRAIN, piece.tokens, piece.targets, past)
+        assert result.loss == expected
+        assert result.learning_rate == pytest.approx(TRAIN.learning_rate * number / TRAIN.warm_up, rel=1e-15)
 
 
 def test_the_loop_ends_at_the_last_update_and_empties_the_past_at_a_restart():
