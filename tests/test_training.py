@@ -127,12 +127,23 @@ def test_a_loss_that_is_not_finite_stops_before_anything_changes(spoil, name):
     assert state.updates == 0
 
 
-def test_every_batch_row_counts_alike_when_shares_are_uneven():
-    """Three rows over two workers: shares of 1 and 2 rows, weighted 1/3 and 2/3."""
-    p, segment = parameters.initialize(CONFIG, 1), next(pieces(1, batch=3))
-    past = model.initial_past(CONFIG, 3, p.vector)
-    whole = model.forward(p, CONFIG, segment.tokens, segment.targets, past).loss
-    result = training.update(p.copy(), optimizers.initialize(TRAIN, p), CONFIG, replace(TRAIN, workers=2), segment.tokens,
-                             segment.targets, past)
-    assert result.loss == pytest.approx(whole, rel=1e-14)
-    assert result.past.shape[1] == 3
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_every_batch_row_counts_alike_when_shares_are_uneven(monkeypatch, cores):
+    """Three rows over two workers: shares of 1 and 2 rows, weighted 1/3 and 2/3. 0 workers: one for each core."""
+    monkeypatch.setattr(training, "available_cores", lambda: cores)
+    plain = replace(TRAIN, optimizer="sgd", clip=0)
+    segment, past = next(pieces(1, batch=3)), model.initial_past(CONFIG, 3, parameters.initialize(CONFIG, 1).vector)
+
+    def updated(workers):
+        p = parameters.initialize(CONFIG, 1)
+        settings, state = replace(plain, workers=workers), optimizers.initialize(plain, p)
+        return p.vector, training.update(p, state, CONFIG, settings, segment.tokens, segment.targets, past)
+
+    whole, expected = updated(workers=1)
+    vectors = {}
+    for workers in (0, 2, 3):
+        vectors[workers], result = updated(workers)
+        assert result.loss == pytest.approx(expected.loss, rel=1e-14)
+        assert result.past.shape[1] == 3
+        np.testing.assert_allclose(vectors[workers], whole, rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(vectors[0], whole if cores == 1 else vectors[min(cores, 3)])
