@@ -61,7 +61,7 @@ def by_log_sum_exp(
 
 
 @contextmanager
-def _replaced(**functions: Callable[..., object]) -> Iterator[None]:
+def _replaced(functions: Mapping[str, Callable[..., object]]) -> Iterator[None]:
     """The package's attentions compute with these until the block ends."""
     ours = {name: vars(masked_softmax)[name] for name in functions}
     vars(masked_softmax).update(functions)
@@ -73,6 +73,6 @@ def _replaced(**functions: Callable[..., object]) -> Iterator[None]:
 
 ORDERS: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
     "ours": nullcontext,
-    "published": partial(_replaced, forward=forward, backward=backward),
-    "log-sum-exp": partial(_replaced, forward=by_log_sum_exp),
+    "published": partial(_replaced, {"forward": forward, "backward": backward}),
+    "log-sum-exp": partial(_replaced, {"forward": by_log_sum_exp}),
 }

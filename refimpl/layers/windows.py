@@ -69,7 +69,7 @@ def _window(rows: Array, block: int, size: int, attend_self: bool) -> tuple[Arra
     first = length - block - size + attend_self
     window = xp.zeros((batch, heads, size + block - 1, width), rows.dtype)
     here = rows[:, max(0, first) : first + size + block - 1]
-    window[:, :, max(0, -first) :] = here.transpose(0, 2, 1, 3)
+    window[:, :, max(0, -first) : max(0, -first) + here.shape[1]] = here.transpose(0, 2, 1, 3)
     return window, first
 
 
@@ -77,7 +77,8 @@ def _unwindow(d_window: Array, saved: Saved) -> Array:
     """The gradient of _window: rows outside the window get 0."""
     d_rows = module_of(d_window).zeros(saved.shape, d_window.dtype)
     here = d_rows[:, max(0, saved.first) : saved.first + d_window.shape[2]]
-    here[...] = d_window[:, :, max(0, -saved.first) :].transpose(0, 2, 1, 3)
+    start = max(0, -saved.first)
+    here[...] = d_window[:, :, start : start + here.shape[1]].transpose(0, 2, 1, 3)
     return d_rows
 
 
