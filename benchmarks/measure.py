@@ -99,20 +99,24 @@ def take_turns(contenders: Sequence[Contender], repeats: int) -> dict[str, list[
 
 
 def summarize(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
-    """For each: every time, median, least, largest, and the median over the repeats of its time by that of the first."""
+    """For each: every time, median, least, largest, and two ratios to the first one's.
+
+    ratio: the median over the repeats; ratio_of_least: of the least times, which a busy machine changes less.
+    """
     first = next(iter(times.values()))
     return {name: {"seconds": list(values), "median": statistics.median(values), "least": min(values),
-                   "largest": max(values),
+                   "largest": max(values), "ratio_of_least": min(values) / min(first),
                    "ratio": statistics.median(theirs / ours for theirs, ours in zip(values, first, strict=True))}
             for name, values in times.items()}
 
 
 def print_times(case: str, summary: Mapping[str, Mapping[str, Any]], unit: float = 1e-3, suffix: str = "ms") -> None:
-    """A row for each: median, spread, and how many times ours it takes."""
+    """A row for each: median, spread, and how many times ours it takes: in the median, and the least time by the least."""
     for name, row in summary.items():
         median, least, largest = (row[key] / unit for key in ("median", "least", "largest"))
         spread = f"({least:.1f}-{largest:.1f})"
-        click.echo(f"{case:<26}{name:<30}{median:>10.1f} {suffix}  {spread:<20}{row['ratio']:>7.2f} x")
+        click.echo(f"{case:<26}{name:<30}{median:>10.1f} {suffix}  {spread:<20}{row['ratio']:>7.2f} x  "
+                   f"({row['ratio_of_least']:.2f} x)")
 
 
 def machine(threads: int) -> dict[str, Any]:
