@@ -119,8 +119,8 @@ def _resident() -> dict[str, int]:
     """Bytes resident now and at most, VmRSS and VmHWM; where only the latter is known, the latter twice."""
     status = Path("/proc/self/status")
     if status.exists():
-        lines = (line.split() for line in status.read_text(encoding="ascii").splitlines())
-        return {name[:-1]: 1024 * int(size) for name, size, *_ in lines if name in ("VmRSS:", "VmHWM:")}
+        lines = (line.partition(":") for line in status.read_text(encoding="utf-8").splitlines())
+        return {name: 1024 * int(value.split()[0]) for name, _, value in lines if name in ("VmRSS", "VmHWM")}
     import resource
 
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

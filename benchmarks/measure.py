@@ -1,6 +1,7 @@
 """What every benchmark does alike: contenders that agree and take turns, medians and ratios, the machine, options."""
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -117,6 +118,19 @@ def print_times(case: str, summary: Mapping[str, Mapping[str, Any]], unit: float
         spread = f"({least:.1f}-{largest:.1f})"
         click.echo(f"{case:<26}{name:<30}{median:>10.1f} {suffix}  {spread:<20}{row['ratio']:>7.2f} x  "
                    f"({row['ratio_of_least']:.2f} x)")
+
+
+def print_memory(case: str, memory: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row for each: what a turn's peak adds to what was resident before, as a multiple of the first one's, and faults."""
+    least = _added(next(iter(memory.values())))
+    for name, row in memory.items():
+        faults = f"({row['page_faults']:,} page faults)"
+        ratio = _added(row) / least if least else math.nan
+        click.echo(f"{case:<26}{name:<30}{_added(row) / 1e6:>10.1f} MB  {faults:<20}{ratio:>7.2f} x")
+
+
+def _added(row: Mapping[str, Any]) -> int:
+    return row["peak"] - row["before"]
 
 
 def machine(threads: int) -> dict[str, Any]:

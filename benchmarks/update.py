@@ -80,7 +80,6 @@ class Ours:
         self._case = draw(settings)
         self._state = optimizers.initialize(self._case.train, self._case.p)
         self._first = self._case.p.vector.copy()
-        self.run()
 
     def run(self) -> float:
         """Seconds of one update."""
