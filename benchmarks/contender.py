@@ -108,14 +108,14 @@ def _memory_of(run: Any) -> dict[str, Any]:
     marks = Path("/proc/self/clear_refs")
     if marks.exists():
         marks.write_text("5", encoding="ascii")  # the high-water mark falls to what is resident now
-    before, faults = _resident()["VmRSS"], resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before, faults = resident()["VmRSS"], resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     run()
-    after = _resident()
+    after = resident()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     return {"before": before, "peak": after["VmHWM"], "after": after["VmRSS"], "page_faults": faults}
 
 
-def _resident() -> dict[str, int]:
+def resident() -> dict[str, int]:
     """Bytes resident now and at most, VmRSS and VmHWM; where only the latter is known, the latter twice."""
     status = Path("/proc/self/status")
     if status.exists():

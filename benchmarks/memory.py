@@ -1,0 +1,106 @@
+"""Memory of an update: its peak beside PyTorch eager, its large allocations, and what a thousand updates add.
+
+    python -m pip install torch==2.13.0
+    python benchmarks/memory.py --json memory.json
+
+The model is that of update.py. Each figure comes from a fresh process. Peak: the first update's, above what was resident
+before it, with inputs, parameters and accumulators in place. Large allocations: arrays of more than 1 MB that NumPy
+allocates during one update after the first, told by its memory handler. Growth: what small updates that follow one another
+add to live Python objects and arrays, and to resident bytes, after others during which the interpreter's own tables settle.
+"""
+
+import gc
+import tracemalloc
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import allocations
+import click
+import contender
+import measure
+import update
+
+from refimpl import training
+
+LARGE = 1_000_000
+UPDATES = 1000
+
+
+class Ours(update.Ours):
+    """With questions of its own."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings)
+        self._updates = settings.get("updates", 0)
+
+    def large_allocations(self) -> dict[str, int]:
+        """How many, and bytes of all together, of one update."""
+        self.run()
+        with allocations.sizes_allocated() as sizes:
+            self.run()
+        large = [size for size in sizes if size > LARGE]
+        return {"count": len(large), "bytes": sum(large)}
+
+    def growth(self) -> dict[str, int]:
+        """Live and resident bytes that settings["updates"] updates add, after half as many."""
+        tracemalloc.start()
+        self._many(self._updates // 2)
+        live, resident = self._bytes()
+        self._many(self._updates)
+        live_after, resident_after = self._bytes()
+        tracemalloc.stop()
+        return {"live": live_after - live, "resident": resident_after - resident}
+
+    def _bytes(self) -> tuple[int, int]:
+        gc.collect()  # which also gives back the interpreter's lists of free tuples
+        return tracemalloc.get_traced_memory()[0], contender.resident()["VmRSS"]
+
+    def _many(self, count: int) -> None:
+        config, train, p, tokens, targets, past = self._case
+        for _ in range(count):
+            past = training.update(p, self._state, config, train, tokens, targets, past).past
+
+
+def peaks(case: str, settings: Mapping[str, Any], threads: int, kernels: str) -> dict[str, Any]:
+    """One case's record, its rows printed: our peak and eager's, and our large allocations."""
+    with ExitStack() as stack:
+        subjects = {measure.OURS: "memory:Ours", "torch eager": update.PEERS["torch eager"]}
+        contenders = measure.start(stack, subjects, settings, threads, kernels)
+        memory = {contender.name: contender.memory() for contender in contenders}
+        large = contenders[0].answer("large_allocations")
+    measure.print_memory(case, memory)
+    click.echo(f"{case:<26}{measure.OURS:<30}{large['count']:>10} arrays above 1 MB allocated, "
+               f"{large['bytes'] / 1e6:,.1f} MB")
+    return {"case": case, "settings": settings, "memory": memory, "large_allocations": large}
+
+
+def growth(settings: Mapping[str, Any], threads: int, kernels: str) -> dict[str, Any]:
+    """What small updates add, its row printed."""
+    with ExitStack() as stack:
+        ours, *_ = measure.start(stack, {measure.OURS: "memory:Ours"}, settings, threads, kernels)
+        added = ours.answer("growth")
+    case = f"{settings['updates']:,} small updates"
+    click.echo(f"{case:<26}{measure.OURS:<30}{added['live'] / 1e3:>10.1f} kB live, "
+               f"{added['resident'] / 1e3:,.1f} kB resident")
+    return {"case": case, "settings": settings, "growth": added}
+
+
+@click.command()
+@measure.options(repeats=1)
+def main(repeats: int, threads: int, kernels: str, quick: bool, path: Path | None) -> None:
+    """Prints peaks, large allocations and growth."""
+    config, train = (update.SMALL, update.SMALL_TRAIN) if quick else (update.MODEL, update.TRAIN)
+    made = measure.machine(threads)
+    measure.print_machine(made)
+    rows = [peaks(case, update.settings_of(replace(config, span_initial=share), train), threads, kernels)
+            for _ in range(repeats) for case, share in update.SPANS.items()]
+    small = update.settings_of(update.SMALL, update.SMALL_TRAIN)
+    rows.append(growth({**small, "updates": 100 if quick else UPDATES}, threads, kernels))
+    measure.write(path, made, rows)
+
+
+if __name__ == "__main__":
+    main()
