@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,15 @@ class Contender:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> int:
+        """Ends the process; returns its exit status."""
         for stream in (self._process.stdin, self._process.stdout):
-            stream.close()
-        self._process.wait()
+            with suppress(BrokenPipeError):
+                stream.close()
         self._folder.cleanup()
+        return self._process.wait()
 
     def seconds(self) -> float:
         """One turn."""
@@ -66,7 +72,7 @@ class Contender:
             self._process.stdin.flush()
             return json.loads(self._process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
-            raise SystemExit(f"{self.name}: its process ended with {self._process.wait()}") from None
+            raise SystemExit(f"{self.name}: its process ended with {self.close()}") from None
 
 
 def serve(subject_name: str, threads: int) -> None:

@@ -135,26 +135,11 @@ def _added(row: Mapping[str, Any]) -> int:
 
 def machine(threads: int) -> dict[str, Any]:
     """What the figures depend on beside the contenders' own libraries."""
-    return {"processor": _processor(), "architecture": platform.machine(), "cores": cores.available(), "threads": threads,
-            "system": platform.system(), "python": platform.python_version(), **_libraries(),
-            "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None}
-
-
-def _libraries() -> dict[str, Any]:
     about = computing()
-    return {name: about[name] for name in ("numpy", "blas")}
-
-
-def _processor() -> str:
-    """Its name; the standard library's answer may be empty where Linux knows more."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
+    return {"processor": blas.this_machine(store_folder()).processor, "architecture": platform.machine(),
+            "cores": cores.available(), "threads": threads, "system": platform.system(),
+            "python": platform.python_version(), "numpy": about["numpy"], "blas": about["blas"],
+            "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None}
 
 
 def print_machine(made: Mapping[str, Any]) -> None:

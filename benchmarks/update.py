@@ -99,7 +99,7 @@ class Ours:
         p.vector[...] = self._first
         g = model.backward(model.forward(p, config, tokens, targets, past).saved)
         told = {"loss": self._result.loss, "span penalty": self._result.span_penalty, "past": self._result.past}
-        return told | moved | {f"gradient of {name}": g[name] for name in g}
+        return told | {f"gradient of {name}": g[name] for name in g} | moved
 
 
 def compare(
