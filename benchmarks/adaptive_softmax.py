@@ -12,7 +12,6 @@ compared before anything is timed; peak memory is what a turn of a fresh process
 
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,28 +90,21 @@ def named(loss: Any, d_hidden: Any, d: adaptive_softmax.Weights, plain: bool) ->
     return told | {f"d_projection {i}": projection for i, projection in enumerate(d.projections) if not (plain and i == 0)}
 
 
-def compare(peer: str, sizes: Mapping[str, Any], repeats: int, threads: int, kernels: str) -> dict[str, Any]:
-    """The record beside one peer, its rows printed."""
-    settings, subjects = {**sizes, "plain": peer == MODULE}, {measure.OURS: "adaptive_softmax:Ours", peer: PEERS[peer]}
-    with ExitStack() as stack:
-        contenders = measure.start(stack, subjects, settings, threads, kernels)
-        memory = {contender.name: contender.memory() for contender in contenders}
-        errors = measure.check_agreement(contenders, TOLERANCE)
-        summary = measure.summarize(measure.take_turns(contenders, repeats))
-        about = {contender.name: contender.about for contender in contenders}
-    measure.print_times("forward + backward", summary)
-    measure.print_memory("forward + backward", memory)
-    return {"peer": peer, "settings": settings, "times": summary, "memory": memory, "largest_errors": errors,
-            "contenders": about}
-
-
 @click.command()
-@measure.options(repeats=7)
+@measure.repeats_option(7)
+@measure.options()
 def main(repeats: int, threads: int, kernels: str, quick: bool, path: Path | None) -> None:
     """Prints time and peak memory."""
-    made = measure.machine(threads)
+    made, rows = measure.machine(threads, kernels), []
     measure.print_machine(made)
-    rows = [compare(peer, SMALL if quick else SIZES, repeats, threads, kernels) for peer in PEERS]
+    for peer, subject in PEERS.items():
+        settings = {**(SMALL if quick else SIZES), "plain": peer == MODULE}
+        subjects = {measure.OURS: "adaptive_softmax:Ours", peer: subject}
+        memory = measure.first_memory(subjects, settings, threads, kernels)
+        compared = measure.compare(subjects, settings, TOLERANCE, repeats, threads, kernels)
+        rows.append({"case": peer, "memory": memory, **compared})
+        measure.print_times("forward + backward", compared["times"])
+        measure.print_memory("peak memory", memory)
     measure.write(path, made, rows)
 
 

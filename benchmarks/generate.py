@@ -12,7 +12,6 @@ what others run in between.
 import statistics
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -117,26 +116,19 @@ def cases(quick: bool) -> list[tuple[str, ModelConfig, int]]:
             *((f"N = {memory}", replace(BASE, memory=memory), 1536) for memory in (64, 256, 1024, 2048))]
 
 
-def compare(case: str, settings: Mapping[str, Any], repeats: int, threads: int, kernels: str) -> dict[str, Any]:
-    """One case's record, its rows printed."""
-    with ExitStack() as stack:
-        contenders = measure.start(stack, SUBJECTS, settings, threads, kernels)
-        errors = measure.check_agreement(contenders, TOLERANCE)
-        summary = measure.summarize(measure.take_turns(contenders, repeats))
-        about = {contender.name: contender.about for contender in contenders}
-    measure.print_times(case, summary, 1e-6, "µs")
-    return {"case": case, "settings": settings, "times": summary, "largest_errors": errors, "contenders": about}
-
-
 @click.command()
 @click.option("--tokens", "count", type=click.IntRange(1), default=60, show_default=True, help="Of each turn.")
-@measure.options(repeats=9)
+@measure.repeats_option(9)
+@measure.options()
 def main(count: int, repeats: int, threads: int, kernels: str, quick: bool, path: Path | None) -> None:
     """Prints the time of one token."""
-    made = {**measure.machine(threads), "clock": "process_time" if threads == 1 else "perf_counter"}
+    clock = "process_time" if threads == 1 else "perf_counter"
+    made, rows = {**measure.machine(threads, kernels), "clock": clock}, []
     measure.print_machine(made)
-    rows = [compare(case, settings_of(config, length, count, threads), repeats, threads, kernels)
-            for case, config, length in cases(quick)]
+    for case, config, length in cases(quick):
+        settings = settings_of(config, length, count, threads)
+        rows.append({"case": case, **measure.compare(SUBJECTS, settings, TOLERANCE, repeats, threads, kernels)})
+        measure.print_times(case, rows[-1]["times"], 1e-6, "µs")
     measure.write(path, made, rows)
 
 

@@ -24,10 +24,14 @@ OURS = "refimpl"
 DEFAULT = "refimpl, BLAS's own kernels"
 
 
-def options(repeats: int) -> Callable[[Any], Any]:
-    """The options of every script: --repeats, --threads, --blas-kernels, --quick, --json."""
+def repeats_option(default: int) -> Callable[[Any], Any]:
+    """--repeats."""
+    return click.option("--repeats", type=click.IntRange(1), default=default, show_default=True)
+
+
+def options() -> Callable[[Any], Any]:
+    """The options of every script: --threads, --blas-kernels, --quick, --json."""
     chosen = (
-        click.option("--repeats", type=click.IntRange(1), default=repeats, show_default=True),
         click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Of each contender."),
         kernels_option,
         click.option("--quick", is_flag=True, help="Small sizes: whether it runs, not how fast."),
@@ -58,6 +62,27 @@ def start(
     peers = [(name, subject, {}) for name, subject in subjects.items() if name != OURS]
     return [stack.enter_context(Contender(name, subject, settings, threads, environment))
             for name, subject, environment in ours + peers]
+
+
+def compare(
+    subjects: Mapping[str, str], settings: Mapping[str, Any], tolerance: float, repeats: int, threads: int, kernels: str
+) -> dict[str, Any]:
+    """The record of one case: contenders that were found to agree, and the times of their turns."""
+    with ExitStack() as stack:
+        contenders = start(stack, subjects, settings, threads, kernels)
+        errors = check_agreement(contenders, tolerance)
+        times = summarize(take_turns(contenders, repeats))
+        about = {contender.name: contender.about for contender in contenders}
+    return {"settings": settings, "times": times, "largest_errors": errors, "contenders": about}
+
+
+def first_memory(
+    subjects: Mapping[str, str], settings: Mapping[str, Any], threads: int, kernels: str
+) -> dict[str, dict[str, Any]]:
+    """Of the first turn of each, in a fresh process."""
+    with ExitStack() as stack:
+        return {contender.name: contender.memory()
+                for contender in start(stack, subjects, settings, threads, kernels)}
 
 
 def check_agreement(contenders: Sequence[Contender], tolerance: float) -> dict[str, float]:
@@ -133,12 +158,13 @@ def _added(row: Mapping[str, Any]) -> int:
     return row["peak"] - row["before"]
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int, kernels: str) -> dict[str, Any]:
     """What the figures depend on beside the contenders' own libraries."""
     about = computing()
     return {"processor": blas.this_machine(store_folder()).processor, "architecture": platform.machine(),
             "cores": cores.available(), "threads": threads, "system": platform.system(),
             "python": platform.python_version(), "numpy": about["numpy"], "blas": about["blas"],
+            "kernels": blas.choose(kernels, blas.this_machine(store_folder())).reason,
             "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None}
 
 

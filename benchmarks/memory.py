@@ -12,21 +12,21 @@ add to live Python objects and arrays, and to resident bytes, after others durin
 import gc
 import tracemalloc
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import allocations
 import click
-import contender
 import measure
 import update
+from contender import Contender, resident
 
 from refimpl import training
 
 LARGE = 1_000_000
 UPDATES = 1000
+SUBJECTS = {measure.OURS: "update:Ours", "torch eager": update.PEERS["torch eager"]}
 
 
 class Ours(update.Ours):
@@ -56,7 +56,7 @@ class Ours(update.Ours):
 
     def _bytes(self) -> tuple[int, int]:
         gc.collect()  # which also gives back the interpreter's lists of free tuples
-        return tracemalloc.get_traced_memory()[0], contender.resident()["VmRSS"]
+        return tracemalloc.get_traced_memory()[0], resident()["VmRSS"]
 
     def _many(self, count: int) -> None:
         config, train, p, tokens, targets, past = self._case
@@ -64,41 +64,32 @@ class Ours(update.Ours):
             past = training.update(p, self._state, config, train, tokens, targets, past).past
 
 
-def peaks(case: str, settings: Mapping[str, Any], threads: int, kernels: str) -> dict[str, Any]:
-    """One case's record, its rows printed: our peak and eager's, and our large allocations."""
-    with ExitStack() as stack:
-        subjects = {measure.OURS: "memory:Ours", "torch eager": update.PEERS["torch eager"]}
-        contenders = measure.start(stack, subjects, settings, threads, kernels)
-        memory = {contender.name: contender.memory() for contender in contenders}
-        large = contenders[0].answer("large_allocations")
-    measure.print_memory(case, memory)
-    click.echo(f"{case:<26}{measure.OURS:<30}{large['count']:>10} arrays above 1 MB allocated, "
-               f"{large['bytes'] / 1e6:,.1f} MB")
-    return {"case": case, "settings": settings, "memory": memory, "large_allocations": large}
-
-
-def growth(settings: Mapping[str, Any], threads: int, kernels: str) -> dict[str, Any]:
-    """What small updates add, its row printed."""
-    with ExitStack() as stack:
-        ours, *_ = measure.start(stack, {measure.OURS: "memory:Ours"}, settings, threads, kernels)
-        added = ours.answer("growth")
-    case = f"{settings['updates']:,} small updates"
-    click.echo(f"{case:<26}{measure.OURS:<30}{added['live'] / 1e3:>10.1f} kB live, "
-               f"{added['resident'] / 1e3:,.1f} kB resident")
-    return {"case": case, "settings": settings, "growth": added}
+def ask(question: str, settings: Mapping[str, Any], threads: int, kernels: str) -> Any:
+    """What a fresh process of ours answers."""
+    with Contender(measure.OURS, "memory:Ours", settings, threads, measure.our_environments(kernels)[measure.OURS]) as ours:
+        return ours.answer(question)
 
 
 @click.command()
-@measure.options(repeats=1)
-def main(repeats: int, threads: int, kernels: str, quick: bool, path: Path | None) -> None:
+@measure.options()
+def main(threads: int, kernels: str, quick: bool, path: Path | None) -> None:
     """Prints peaks, large allocations and growth."""
     config, train = (update.SMALL, update.SMALL_TRAIN) if quick else (update.MODEL, update.TRAIN)
-    made = measure.machine(threads)
+    made, rows = measure.machine(threads, kernels), []
     measure.print_machine(made)
-    rows = [peaks(case, update.settings_of(replace(config, span_initial=share), train), threads, kernels)
-            for _ in range(repeats) for case, share in update.SPANS.items()]
-    small = update.settings_of(update.SMALL, update.SMALL_TRAIN)
-    rows.append(growth({**small, "updates": 100 if quick else UPDATES}, threads, kernels))
+    for case, share in update.SPANS.items():
+        settings = update.settings_of(replace(config, span_initial=share), train)
+        memory = measure.first_memory(SUBJECTS, settings, threads, kernels)
+        large = ask("large_allocations", settings, threads, kernels)
+        rows.append({"case": case, "settings": settings, "memory": memory, "large_allocations": large})
+        measure.print_memory(case, memory)
+        click.echo(f"{case:<26}{measure.OURS:<30}{large['count']:>10} arrays above 1 MB, {large['bytes'] / 1e6:,.1f} MB")
+    settings = {**update.settings_of(update.SMALL, update.SMALL_TRAIN), "updates": 100 if quick else UPDATES}
+    added = ask("growth", settings, threads, kernels)
+    case = f"{settings['updates']:,} small updates"
+    rows.append({"case": case, "settings": settings, "growth": added})
+    click.echo(f"{case:<26}{measure.OURS:<30}{added['live'] / 1e3:>10.1f} kB live, "
+               f"{added['resident'] / 1e3:,.1f} kB resident")
     measure.write(path, made, rows)
 
 

@@ -112,11 +112,12 @@ def fit(variation: Variation, repeats: int, threads: int, environment: Mapping[s
 
 
 @click.command()
-@measure.options(repeats=9)
+@measure.repeats_option(9)
+@measure.options()
 def main(repeats: int, threads: int, kernels: str, quick: bool, path: Path | None) -> None:
     """Prints fitted exponents, and milliseconds by size."""
     config, train, sizes = (SMALL, SMALL_TRAIN, QUICK) if quick else (MODEL, TRAIN, Sizes())
-    made = measure.machine(threads)
+    made = measure.machine(threads, kernels)
     measure.print_machine(made)
     click.echo(f"{'exponent':<14}{'of growth':>12}{'of time':>12}   milliseconds")
     environment = measure.our_environments(kernels)[measure.OURS]

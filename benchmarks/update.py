@@ -10,8 +10,7 @@ after an update are compared. Each contender has a process of its own, and they 
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,33 +101,23 @@ class Ours:
         return told | {f"gradient of {name}": g[name] for name in g} | moved
 
 
-def compare(
-    case: str, settings: Mapping[str, Any], peers: Sequence[str], repeats: int, threads: int, kernels: str
-) -> dict[str, Any]:
-    """One case's record, its rows printed."""
-    subjects = {measure.OURS: "update:Ours", **{name: PEERS[name] for name in peers}}
-    with ExitStack() as stack:
-        contenders = measure.start(stack, subjects, settings, threads, kernels)
-        errors = measure.check_agreement(contenders, TOLERANCE)
-        summary = measure.summarize(measure.take_turns(contenders, repeats))
-        about = {contender.name: contender.about for contender in contenders}
-    measure.print_times(case, summary)
-    return {"case": case, "settings": settings, "times": summary, "largest_errors": errors, "contenders": about}
-
-
 @click.command()
 @click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Repeatable.  [default: all]")
 @click.option("--case", "cases", multiple=True, type=click.Choice(list(SPANS)), help="Repeatable.  [default: all]")
-@measure.options(repeats=7)
+@measure.repeats_option(7)
+@measure.options()
 def main(
     peers: tuple[str, ...], cases: tuple[str, ...], repeats: int, threads: int, kernels: str, quick: bool, path: Path | None
 ) -> None:
     """Prints the time of an update with spans at 0 and full."""
     config, train = (SMALL, SMALL_TRAIN) if quick else (MODEL, TRAIN)
-    made = measure.machine(threads)
+    subjects = {measure.OURS: "update:Ours", **{name: PEERS[name] for name in peers or PEERS}}
+    made, rows = measure.machine(threads, kernels), []
     measure.print_machine(made)
-    rows = [compare(case, settings_of(replace(config, span_initial=SPANS[case]), train), peers or list(PEERS), repeats,
-                    threads, kernels) for case in cases or SPANS]
+    for case in cases or SPANS:
+        settings = settings_of(replace(config, span_initial=SPANS[case]), train)
+        rows.append({"case": case, **measure.compare(subjects, settings, TOLERANCE, repeats, threads, kernels)})
+        measure.print_times(case, rows[-1]["times"])
     measure.write(path, made, rows)
 
 

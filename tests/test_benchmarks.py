@@ -19,7 +19,7 @@ FOLDER = Path(measure.__file__).parent
 
 def run(folder, script, *options):
     """How a script ends, started as its docstring says."""
-    line = [sys.executable, str(folder / script), "--quick", "--repeats", "1", "--blas-kernels", "default", *options]
+    line = [sys.executable, str(folder / script), "--quick", "--blas-kernels", "default", *options]
     return subprocess.run(line, capture_output=True, text=True)
 
 
@@ -33,7 +33,7 @@ SCRIPTS = [
 
 @pytest.mark.parametrize(("script", "options", "rows", "names"), SCRIPTS)
 def test_it_compares_then_times_in_turn(tmp_path, script, options, rows, names):
-    end = run(FOLDER, script, *options, "--json", str(tmp_path / "figures.json"))
+    end = run(FOLDER, script, "--repeats", "1", *options, "--json", str(tmp_path / "figures.json"))
     assert end.returncode == 0, end.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"processor", "cores", "threads", "numpy", "blas", "load"} <= figures["made"].keys()
@@ -60,7 +60,7 @@ def test_memory_is_told(tmp_path):
 
 
 def test_exponents_are_told(tmp_path):
-    end = run(FOLDER, "scaling.py", "--json", str(tmp_path / "figures.json"))
+    end = run(FOLDER, "scaling.py", "--repeats", "2", "--json", str(tmp_path / "figures.json"))
     assert end.returncode == 0, end.stderr
     rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
     assert [row["varied"] for row in rows] == ["update, text", "update, T", "update, span", "update, N", "token, text",
@@ -86,7 +86,7 @@ def test_a_peer_that_computes_something_else_is_refused(tmp_path, file, old, new
     assert path.read_text(encoding="utf-8").count(old) == 1
     path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     case = ["--case", "spans at 0"] if script == "update.py" else []
-    end = run(path.parent, script, *options, *case)
+    end = run(path.parent, script, "--repeats", "1", *options, *case)
     assert end.returncode == 1
     assert told in end.stderr
     assert "nothing was timed" in end.stderr
