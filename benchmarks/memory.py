@@ -6,13 +6,15 @@
 The model is that of update.py. Each figure comes from a fresh process. Peak: the first update's, above what was resident
 before it, with inputs, parameters and accumulators in place. Large allocations: arrays of more than 1 MB that NumPy
 allocates during one update after the first, told by its memory handler. Growth: what small updates that follow one another
-add to live Python objects and arrays, and to resident bytes, after others during which the interpreter's own tables settle.
+add to live Python objects and arrays, and to resident bytes.
 """
 
 import gc
+import statistics
 import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +46,16 @@ class Ours(update.Ours):
         large = [size for size in sizes if size > LARGE]
         return {"count": len(large), "bytes": sum(large)}
 
-    def growth(self) -> dict[str, int]:
-        """Live and resident bytes that settings["updates"] updates add, after half as many."""
-        tracemalloc.start()
-        self._many(self._updates // 2)
-        live, resident = self._bytes()
-        self._many(self._updates)
-        live_after, resident_after = self._bytes()
-        tracemalloc.stop()
-        return {"live": live_after - live, "resident": resident_after - resident}
+    def growth(self) -> dict[str, float]:
+        """Live and resident bytes that settings["updates"] updates add, after a tenth as many."""
+        parts, readings = 10, []
+        for _ in range(parts + 1):
+            self._many(self._updates // parts)
+            readings.append(self._bytes())
+        live, resident_bytes = zip(*readings, strict=True)
+        # by the median part: once in a while Python enlarges its table of interned strings, by half a megabyte
+        return {"live": parts * statistics.median(after - before for before, after in pairwise(live)),
+                "resident": resident_bytes[-1] - resident_bytes[0]}
 
     def _bytes(self) -> tuple[int, int]:
         gc.collect()  # which also gives back the interpreter's lists of free tuples
@@ -65,8 +68,9 @@ class Ours(update.Ours):
 
 
 def ask(question: str, settings: Mapping[str, Any], threads: int, kernels: str) -> Any:
-    """What a fresh process of ours answers."""
-    with Contender(measure.OURS, "memory:Ours", settings, threads, measure.our_environments(kernels)[measure.OURS]) as ours:
+    """What a fresh process of ours, which traces Python's allocations from its start on, answers."""
+    environment = {**measure.our_environments(kernels)[measure.OURS], "PYTHONTRACEMALLOC": "1"}
+    with Contender(measure.OURS, "memory:Ours", settings, threads, environment) as ours:
         return ours.answer(question)
 
 
