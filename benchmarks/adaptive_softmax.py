@@ -12,6 +12,7 @@ compared before anything is timed; peak memory is what a turn of a fresh process
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +64,8 @@ class Ours:
     """layers/adaptive_softmax.py."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        limit_threads().__enter__()  # for the rest of this process, as the commands do
+        self._limit = ExitStack()
+        self._limit.enter_context(limit_threads())  # as long as the subject is there, as the commands do
         self._case, self._plain = draw(settings), settings["plain"]
 
     def run(self) -> float:

@@ -18,8 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 HERE = Path(__file__).parent
 
 
@@ -54,6 +52,8 @@ class Contender:
 
     def results(self) -> dict[str, Any]:
         """What its computation gives."""
+        import numpy as np
+
         path = self._ask({"results": str(Path(self._folder.name) / "results.npz")})
         with np.load(path) as arrays:
             return dict(arrays)
@@ -79,7 +79,7 @@ def serve(subject_name: str, threads: int) -> None:
     """Answers questions on stdin, a line of JSON each, until it is closed."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    if hasattr(os, "sched_setaffinity"):  # before they are imported: then all libraries use so many threads
+    if hasattr(os, "sched_setaffinity"):  # before NumPy and others are imported: then all use so many threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     module, _, function = subject_name.partition(":")
     settings = json.loads(sys.stdin.readline())
@@ -91,7 +91,7 @@ def serve(subject_name: str, threads: int) -> None:
             answer: Any = _memory_of(subject.run)
         elif isinstance(question, dict):
             answer = question["results"]
-            np.savez(answer, **subject.results())
+            sys.modules["numpy"].savez(answer, **subject.results())
         else:
             answer = getattr(subject, question)()
         print(json.dumps(answer), file=answers, flush=True)
@@ -99,9 +99,10 @@ def serve(subject_name: str, threads: int) -> None:
 
 def _about() -> dict[str, Any]:
     """What this process computes with."""
+    from refimpl.arrays import blas_libraries
     from refimpl.computing import computing
 
-    about = computing()
+    about = {**computing(), "blas_threads": max((library["num_threads"] for library in blas_libraries()), default=None)}
     for name in ("torch", "jax"):
         if name in sys.modules:
             about[name] = sys.modules[name].__version__

@@ -12,6 +12,7 @@ what others run in between.
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ class Ours(Subject):
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__(settings)
-        limit_threads().__enter__()  # for the rest of this process, as the commands do
+        self._limit = ExitStack()
+        self._limit.enter_context(limit_threads())  # as long as the subject is there, as the commands do
         prompt = np.random.default_rng(2).integers(0, self.config.vocabulary, settings["length"])
         self._text = Continuation(draw(self.config), self.config, [prompt])
 

@@ -11,6 +11,7 @@ after an update are compared. Each contender has a process of its own, and they 
 import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +76,8 @@ class Ours:
     """training.update, from the same parameters and accumulators each time."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        limit_threads().__enter__()  # for the rest of this process, as the commands do
+        self._limit = ExitStack()
+        self._limit.enter_context(limit_threads())  # as long as the subject is there, as the commands do
         self._case = draw(settings)
         self._state = optimizers.initialize(self._case.train, self._case.p)
         self._first = self._case.p.vector.copy()
