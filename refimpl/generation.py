@@ -10,8 +10,9 @@ from refimpl.config import ModelConfig
 from refimpl.errors import InputError, NonFiniteError
 from refimpl.inputs import check_tokens, initial_past
 from refimpl.layers import linear, multi_head, transformer_layer
-from refimpl.model import embed, layer_options, layer_weights, score_words
+from refimpl.model import embed, layer_weights, score_words
 from refimpl.parameters import Parameters
+from refimpl.variants import layer_options
 
 
 class ProjectedPast(NamedTuple):

@@ -10,6 +10,7 @@ from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import draw_masks
 from refimpl.parameters import Parameters
+from refimpl.variants import attention_core
 
 
 class Segment(Protocol):
@@ -57,12 +58,13 @@ def update(
     """
     number = state.updates + 1
     shares = _split(len(tokens), train_config.workers)
+    core = attention_core(train_config.attention, p.vector)
 
     def compute(rows: slice) -> _Share:
         like = p.vector
         masks = draw_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, like, rows.start)
         with quiet():
-            out = model.forward(p, config, tokens[rows], targets[rows], past[:, rows], masks)
+            out = model.forward(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
             return _Share(out, model.backward(out.saved), rows)
 
     results = [compute(shares[0])] if len(shares) == 1 else map_in_threads(compute, shares, len(shares))
@@ -86,7 +88,8 @@ def check_finite(p: Parameters, config: ModelConfig, result: Result) -> None:
     update() looks at the loss before its step; before a checkpoint is written the step must have been a good one.
     """
     with quiet():
-        out = model.forward(p, config, result.tokens, result.targets, result.past)
+        core = attention_core("tiled", p.vector)
+        out = model.forward(p, config, result.tokens, result.targets, result.past, core=core)
         if not (module_of(p.vector).isfinite(out.loss) and module_of(p.vector).isfinite(p.vector).all()):
             raise NonFiniteError(f"after the last update: loss {float(out.loss)}; first tensor that is not finite: "
                                  f"{_first_nonfinite(p, None, [out])}")

@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import Any
 
-from refimpl import model, optimizers, parameters
+from refimpl import model, optimizers, parameters, variants
 from refimpl.arrays import array_module
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.functions.forms import Arrays, Function, Results, Settings
@@ -31,8 +31,8 @@ def options(settings: Settings) -> transformer_layer.Options:
     """variant, head_width, norm, and attention.Options."""
     config = {name: settings[name] for name in attention.Options._fields if name in settings}
     of_heads = multi_head.Options(
-        model.ATTENTIONS.get(settings["variant"], attention), settings["head_width"], attention.Options(**config))
-    inner = model.FEED_FORWARDS.get(settings["variant"], feed_forward)
+        variants.ATTENTIONS.get(settings["variant"], attention), settings["head_width"], attention.Options(**config))
+    inner = variants.FEED_FORWARDS.get(settings["variant"], feed_forward)
     return transformer_layer.Options(of_heads, inner, settings.get("norm") == "pre")
 
 

@@ -65,9 +65,7 @@ def forward(
     shapes disagree or if the first query sees nothing.
     """
     check(arguments, options)
-    if arguments.memory_keys is None and not (arguments.keys.shape[1] > arguments.queries.shape[1] or options.attend_self):
-        raise InputError("the first query sees nothing: expected a past (zero_past gives one of zeros), persistent "
-                         "vectors, or attend_self")
+    check_sight(arguments, options)
     return attend(arguments, options, keep, keep_memory)
 
 
@@ -150,11 +148,8 @@ def _biased(queries: Array, bias: Array | None) -> Array:
 
 def _kept_slots(keep: Array | None, keep_memory: Array | None, memory: Array | None) -> Array | None:
     """One keep-mask over all slots; None if nothing is dropped."""
-    if keep is None and keep_memory is None:
-        return None
-    if keep is None or (keep_memory is None) != (memory is None):
-        raise InputError("keep and keep_memory: expected one for the context and one for the persistent vectors, or neither")
-    if memory is None:
+    check_keep(keep, keep_memory, memory)
+    if keep is None or memory is None:
         return keep
     return array_module({"keep": keep, "keep_memory": keep_memory}).concatenate([keep, keep_memory], axis=-1)
 
@@ -198,3 +193,16 @@ def check(arguments: Arguments, options: Options) -> None:
         raise InputError(f"keys: expected at least the block's {block} positions, got {length}")
     if (arguments.memory_keys is None) != (arguments.memory_values is None):
         raise InputError("memory_keys and memory_values: expected both or neither")
+
+
+def check_sight(arguments: Arguments, options: Options) -> None:
+    """Raises InputError if the first query sees nothing."""
+    if arguments.memory_keys is None and not (arguments.keys.shape[1] > arguments.queries.shape[1] or options.attend_self):
+        raise InputError("the first query sees nothing: expected a past (zero_past gives one of zeros), persistent "
+                         "vectors, or attend_self")
+
+
+def check_keep(keep: Array | None, keep_memory: Array | None, memory: Array | None) -> None:
+    """Raises InputError unless the keep-masks are those of all slots, or none."""
+    if (keep is None and keep_memory is not None) or (keep is not None and (keep_memory is None) != (memory is None)):
+        raise InputError("keep and keep_memory: expected one for the context and one for the persistent vectors, or neither")
