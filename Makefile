@@ -1,10 +1,10 @@
-# Short words: train, test, check, clean. Each makes the virtual environment that it needs.
+# Short words: train, test, check, vectors, mutants, sweep, clean. Each makes the virtual environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/sample
 
-.PHONY: train test check types clean
+.PHONY: train test check types vectors vectors-check clean mutants sweep sweep-sample
 
 # a second call goes on with the first one's run: no run is ever removed or overwritten
 train: $(VENV)/installed
@@ -21,6 +21,14 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-for-tests check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(MAKE) --no-print-directory vectors-check
+
+# golden vectors: written anew, or made once more and compared with those that are here
+vectors: $(VENV)/installed
+	$(BIN)/python -m refimpl.golden.generate
+
+vectors-check: $(VENV)/installed
+	$(BIN)/python -m refimpl.golden.generate --check
 
 check: $(VENV)/installed-for-tests types
 	$(BIN)/ruff check .
@@ -31,6 +39,19 @@ types: $(VENV)/installed-for-tests
 	$(BIN)/python -m hatchling build -t wheel -d build/wheel
 	$(BIN)/python -m zipfile -e build/wheel/*.whl build/types
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p refimpl
+
+# every bug of the registry, planted; both write their figures into docs/mutants.md
+mutants: $(VENV)/installed-for-tests
+	$(BIN)/python tests/mutants/run.py
+
+# every small change of the numerical files: an hour or more on two cores
+sweep: $(VENV)/installed-for-tests
+	$(BIN)/python tests/mutants/sweep.py
+
+SAMPLE ?= 150
+SEED ?= 0
+sweep-sample: $(VENV)/installed-for-tests
+	$(BIN)/python tests/mutants/sweep.py $(SAMPLE) $(SEED)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,8 +1,6 @@
 """The `refimpl` command: parse, call, print. No computation."""
 
-import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,11 @@ from typing import Any
 import click
 
 from refimpl import __version__, exits
+from refimpl.checks.commands import gradcheck
 from refimpl.errors import InputError
 from refimpl.exits import debug_option
+from refimpl.golden.commands import golden
+from refimpl.starts import kernels_option, store_folder, threads_option, use_kernels, use_threads
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,6 +31,7 @@ def commands() -> None:
     refimpl train --data my.txt --out runs/mine    train on your own file
     refimpl eval runs/mine                         bits per byte of the validation split
     refimpl generate runs/mine --prompt "The "     text from the model
+    refimpl golden verify --adapter mine:adapter   hold an implementation to the golden vectors
     """
 
 
@@ -52,11 +54,7 @@ data_options = _options(
     click.option("--vocabulary", type=click.Choice(["byte", "character", "word"]), help="What a token is."),
     store_option,
 )
-
-
-def _store(given: Path | None) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return given or Path(base) / "refimpl"
+computing_options = _options(kernels_option, threads_option)
 
 
 @commands.command()
@@ -68,10 +66,12 @@ def _store(given: Path | None) -> Path:
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
 @click.option("--time-limit", type=click.FloatRange(0, min_open=True), help="Stop after so many seconds, with a checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print parameters, memory and tokens per update; train nothing.")
+@computing_options
 @as_json
 def train(
     preset: str | None, config_file: Path | None, data_path: str | None, vocabulary: str | None, store: Path | None,
-    assignments: tuple[str, ...], out: Path | None, resume: bool, time_limit: float | None, dry_run: bool, as_json: bool,
+    assignments: tuple[str, ...], out: Path | None, resume: bool, time_limit: float | None, dry_run: bool, kernels: str,
+    threads: int | None, as_json: bool,
 ) -> None:
     """Train a model; Ctrl-C stops with a checkpoint.
 
@@ -80,9 +80,12 @@ def train(
     refimpl train --out runs/mine --resume
     refimpl train --preset enwik8-all-attention --dry-run
     """
+    if not dry_run:
+        use_kernels(kernels, store)
     from refimpl import console, jobs, terminal
 
-    request = jobs.Request(preset, config_file, data_path, vocabulary, assignments, out, _store(store))
+    request = jobs.Request(preset, config_file, data_path, vocabulary, assignments, out, store_folder(store))
+    use_threads(threads)
     if dry_run:
         result = jobs.dry_run(request)
         console.show(result, console.dry_run_text(result), as_json)
@@ -105,51 +108,54 @@ def train(
 @click.option("--protocol", type=click.Choice(["every-token", "published"]), default="every-token", show_default=True,
               help="Score every token once, or drop the tail and average block means as the published code does.")
 @click.option("--yardsticks", is_flag=True, help="Print the same text's score under count models of order 1, 2 and 4 too.")
+@computing_options
 @as_json
 def evaluate(
     run: Path, data_path: str | None, store: Path | None, split: str, block: int | None, streams: int, protocol: str,
-    yardsticks: bool, as_json: bool,
+    yardsticks: bool, kernels: str, threads: int | None, as_json: bool,
 ) -> None:
     """Score a split of the text with a run's newest checkpoint.
 
     \b
     refimpl eval runs/mine --split test --yardsticks
     """
+    use_kernels(kernels, store)
+    use_threads(threads)
     from refimpl import console, results
 
-    result = results.evaluate_run(run, data_path, _store(store), split, block, streams, protocol, yardsticks)
+    result = results.evaluate_run(run, data_path, store_folder(store), split, block, streams, protocol, yardsticks)
     _tell_passed_over(result["passed_over"], result["checkpoint"])
     console.show(result, console.evaluation_text(result), as_json)
 
 
 @commands.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", help="Text to go on from.  [default: the start of a line]")
+@click.option("--prompt", "given", multiple=True, help="Text to go on from; repeatable.  [default: the start of a line]")
+@click.option("--prompts", "prompts_file", type=click.Path(path_type=Path), help="A file with a prompt on each line.")
 @click.option("--length", type=click.IntRange(0), default=400, show_default=True, help="Tokens to draw.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-k", type=click.IntRange(0), default=0, help="Draw from the k likeliest tokens only.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@computing_options
 @as_json
 def generate(
-    run: Path, prompt: str | None, length: int, temperature: float, top_k: int, seed: int, as_json: bool
+    run: Path, given: tuple[str, ...], prompts_file: Path | None, length: int, temperature: float, top_k: int, seed: int,
+    kernels: str, threads: int | None, as_json: bool,
 ) -> None:
-    """Write text with a run's model.
+    """Write text with a run's model. Of several prompts, number i goes on as it would alone with a seed higher by i.
 
     \b
     refimpl generate runs/mine --prompt "The " --length 1000 --temperature 0.7
+    refimpl generate runs/mine --prompts prompts.txt --json
     """
-    from refimpl import results
+    use_kernels(kernels)
+    use_threads(threads)
+    from refimpl import console, results
 
-    passage = results.generate(run, prompt, length, temperature, top_k, seed)
-    _tell_passed_over(passage.saved.passed_over, str(passage.saved.path))
-    if as_json:
-        text = "".join(passage.pieces)
-        click.echo(json.dumps({"checkpoint": str(passage.saved.path), "prompt": passage.prompt, "text": text}, indent=1))
-        return
-    click.echo(passage.prompt, nl=False)
-    for piece in passage.pieces:
-        click.echo(piece, nl=False)
-    click.echo()
+    prompts = results.read_prompts(given, prompts_file)
+    passages = results.generate(run, prompts, length, temperature, top_k, seed)
+    _tell_passed_over(passages.saved.passed_over, str(passages.saved.path))
+    console.write_passages(passages.prompts, passages.pieces, length, str(passages.saved.path), as_json)
 
 
 @commands.group()
@@ -171,13 +177,15 @@ def data_info(path: str, vocabulary: str, assignments: tuple[str, ...], store: P
     """
     from refimpl import console, results
 
-    result = results.describe_text(path, vocabulary, assignments, _store(store))
+    result = results.describe_text(path, vocabulary, assignments, store_folder(store))
     console.show(result, console.corpus_text(result), as_json)
 
 
 @commands.command()
+@kernels_option
+@store_option
 @as_json
-def info(as_json: bool) -> None:
+def info(kernels: str, store: Path | None, as_json: bool) -> None:
     """Versions, presets, and what this machine offers.
 
     \b
@@ -185,9 +193,13 @@ def info(as_json: bool) -> None:
     """
     from refimpl import console, results
 
-    result = results.describe_installation()
-    console.show(result, "\n".join(f"{name:<10}{value if isinstance(value, str) else ', '.join(value)}"
+    result = results.describe_installation(kernels, store_folder(store))
+    console.show(result, "\n".join(f"{name:<9} {value if isinstance(value, str) else ', '.join(value)}"
                                    for name, value in result.items()), as_json)
+
+
+commands.add_command(golden)
+commands.add_command(gradcheck)
 
 
 def _tell_passed_over(reasons: list[str], used: str) -> None:

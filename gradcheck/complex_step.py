@@ -12,6 +12,11 @@ import numpy as np
 STEP = 1e-30
 
 
+def along(line: Callable[[Any], Any], step: float = STEP) -> Any:
+    """d line(t) / dt at t = 0 from one evaluation at ih; `line` maps a complex number to an array."""
+    return np.asarray(line(1j * step)).imag / step
+
+
 def gradient(function: Callable[[Any], Any], x: Any, step: float = STEP) -> Any:
     """d function(x) / dx, shaped like x; `function` maps a complex128 array to a complex scalar.
 

@@ -4,12 +4,11 @@ The only file that names CuPy. CuPy is never imported here: an array that came f
 """
 
 import math
-import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, copy_context
 from functools import lru_cache
 from types import ModuleType
@@ -17,6 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from refimpl import cores
 from refimpl.errors import InputError
 
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: there is no common type that both declare
@@ -103,14 +103,38 @@ def _blas() -> Any:
     return ThreadpoolController()
 
 
+def blas_libraries() -> list[dict[str, Any]]:
+    """What threadpoolctl tells of each BLAS that is loaded: internal_api, version, architecture, num_threads, …"""
+    return [library for library in _blas().info() if library["user_api"] == "blas"]
+
+
 @lru_cache(maxsize=4)
 def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="refimpl")
 
 
+_limits: list[int] = []  # of the `limit_threads` that this process is within, the innermost last
+
+
 def available_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many threads this process may compute on: as `limit_threads` says, else one for each core that it may use."""
+    return _limits[-1] if _limits else cores.available()
+
+
+@contextmanager
+def limit_threads(count: int | None = None) -> Iterator[None]:
+    """Within it the process computes on `count` threads, BLAS's and workers' alike.
+
+    None: as many as there are cores, and BLAS on fewer where the environment has told it so.
+    """
+    threads = count or available_cores()
+    told = [] if count else [library["num_threads"] for library in blas_libraries()]
+    with _blas().limit(limits=min([threads, *told]), user_api="blas"):
+        _limits.append(threads)
+        try:
+            yield
+        finally:
+            _limits.pop()
 
 
 _in_worker: ContextVar[bool] = ContextVar("in_worker", default=False)

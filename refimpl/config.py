@@ -139,7 +139,7 @@ class TrainConfig:
 
     `clip`: largest gradient norm (0 = no clipping), of each tensor if clip_each, else of all together. The rate of update
     u = 1, 2, … is learning_rate · min(1, u / warm_up), times last_factor during the last `last_updates` of `updates`.
-    `workers`: threads that share a batch's rows (0 = one for each core). `attention`: computed in tiles, or as the
+    `workers`: parts of a batch computed side by side (0 = one for each thread). `attention`: computed in tiles, or as the
     equations read ("textbook"), the same function. Validation along the way scores the split's first `evaluate_tokens`
     tokens (0 = all).
     """

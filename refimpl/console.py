@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -72,6 +73,12 @@ def evaluation_text(result: Mapping[str, Any]) -> str:
     return table(rows)
 
 
+def gradcheck_text(kind: str, name: str, report: Any) -> str:
+    """A gradient check: its verdict, and a row for each gradient."""
+    title, rest = (f"model {name}" if kind == "model" else name), str(report).partition("\n")[2]
+    return f"{title}: {report.verdict}\n{rest}\n"
+
+
 def corpus_text(result: Mapping[str, Any]) -> str:
     """A text's vocabulary, hash, and sizes by split."""
     shares = result.get("unknown_share")
@@ -92,6 +99,30 @@ def progress_text(record: Mapping[str, Any], unit: str) -> str:
     if "span_mean" in record:
         parts.append(f"span {record['span_mean']:.1f} mean, {record['span_max']:.1f} largest")
     return "  ".join([*parts, f"{duration(record['seconds_left'])} left"])
+
+
+def write_passages(
+    prompts: Sequence[str], pieces: Iterable[Sequence[str]], length: int, checkpoint: str, as_json: bool
+) -> None:
+    """Passages of `length` tokens each on stdout: a single one as it is drawn, several one after another, or JSON.
+
+    JSON lists them as `passages`; `prompt` and `text` are the first one's. The pace goes to stderr.
+    """
+    alone, start = len(prompts) == 1 and not as_json, time.monotonic()
+    written: list[Sequence[str]] = []
+    if alone:
+        click.echo(prompts[0], nl=False)
+    for row in pieces:
+        written.append(row)
+        if alone:
+            click.echo(row[0], nl=False)
+    seconds, tokens = max(time.monotonic() - start, 1e-9), length * len(prompts)
+    texts = ["".join(column) for column in zip(*written, strict=True)]
+    passages = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+    show({"checkpoint": checkpoint, **passages[0], "passages": passages},
+         "" if alone else "\n\n".join(prompt + text for prompt, text in zip(prompts, texts, strict=True)), as_json)
+    if tokens:
+        note(f"{tokens:,} tokens, {tokens / seconds:,.0f} tokens/s")
 
 
 class ProgressLine:

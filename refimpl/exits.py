@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from dataclasses import dataclass
 from typing import NoReturn
 
 import click
@@ -21,11 +22,22 @@ class EndedError(Exception):
         self.code = code
 
 
+@dataclass
+class Session:
+    """One call of the command: whether errors show tracebacks, and whether the process is there for the command alone."""
+
+    own_process: bool
+    debugging: bool = False
+
+
 def run(commands: click.Command, arguments: list[str] | None) -> NoReturn:
-    """Runs the command and exits with its code: expected errors are one line, a traceback comes only with --debug."""
-    debugging = {"on": False}
+    """Runs the command and exits with its code: expected errors are one line, a traceback comes only with --debug.
+
+    arguments: None = those that the process was started with.
+    """
+    session = Session(own_process=arguments is None)
     try:
-        code = commands.main(arguments, prog_name="refimpl", standalone_mode=False, obj=debugging)
+        code = commands.main(arguments, prog_name="refimpl", standalone_mode=False, obj=session)
     except EndedError as end:
         sys.exit(end.code)
     except SystemExit:  # click's, and only where the reader of our output has had enough: no failure
@@ -34,7 +46,7 @@ def run(commands: click.Command, arguments: list[str] | None) -> NoReturn:
         click.echo(error.format_message(), err=True)
         sys.exit(USAGE)
     except Exception as error:
-        if debugging["on"]:
+        if session.debugging:
             traceback.print_exc()
         _fail(*_verdict(error))
     except KeyboardInterrupt:
@@ -65,7 +77,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    context.obj["on"] = context.obj["on"] or value
+    context.obj.debugging = context.obj.debugging or value
 
 
 debug_option = click.option("--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug,

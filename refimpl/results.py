@@ -2,7 +2,7 @@
 
 import math
 from codecs import getincrementaldecoder
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,23 +57,36 @@ def evaluate_run(
     return report
 
 
-class Passage(NamedTuple):
-    """A prompt, the pieces of text that follow it as they are drawn, and the checkpoint that they come from."""
+class Passages(NamedTuple):
+    """Prompts, the pieces of text that follow each of them as they are drawn, and the checkpoint that they come from."""
 
-    prompt: str
-    pieces: Iterator[str]
+    prompts: list[str]
+    pieces: Iterator[list[str]]
     saved: Checkpoint
 
 
-def generate(path: Path, prompt: str | None, count: int, temperature: float, top_k: int, seed: int) -> Passage:
+def generate(path: Path, prompts: Sequence[str], count: int, temperature: float, top_k: int, seed: int) -> Passages:
     """Text from a run's model. Without a prompt it begins after a line's end. Raises InputError for unknown symbols."""
     saved = checkpoint.load(path)
     vocabulary = _vocabulary(saved)
-    tokens = _prompt(vocabulary, prompt)
+    tokens = [_encoded(vocabulary, prompt) for prompt in prompts] or [_line_start(vocabulary)]
     block = saved.train_config.block
     drawn = generation.generate(saved.parameters, saved.config, tokens, count, temperature, top_k, seed, block)
-    after_word = bool(prompt) and not str(prompt)[-1].isspace()
-    return Passage(prompt or "", _pieces(vocabulary, drawn, after_word), saved)
+    told = list(prompts) or [""]
+    return Passages(told, _pieces([Writer(vocabulary, prompt) for prompt in told], drawn), saved)
+
+
+def read_prompts(given: Sequence[str], path: Path | None) -> list[str]:
+    """The prompts that were given, or the lines of a file. Raises InputError if there are both, or if a line is empty."""
+    if path is None:
+        return list(given)
+    if given:
+        raise InputError("--prompt and --prompts: expected one of them, got both")
+    lines = path.read_bytes().decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip("\r"):
+            raise InputError(f"{path}, line {number}: expected a prompt, got an empty line")
+    return [line.removesuffix("\r") for line in lines]
 
 
 def _vocabulary(saved: Checkpoint) -> Vocabulary:
@@ -82,28 +95,45 @@ def _vocabulary(saved: Checkpoint) -> Vocabulary:
     return Vocabulary.from_json(saved.vocabulary)
 
 
-def _prompt(vocabulary: Vocabulary, prompt: str | None) -> Array:
-    if prompt is None and vocabulary.kind == "character" and "\n" not in vocabulary.symbols:
-        prompt = vocabulary.symbols[0]
-    tokens = vocabulary.encode(("\n" if prompt is None else prompt).encode("utf-8", "surrogateescape"))
+def _line_start(vocabulary: Vocabulary) -> Array:
+    """What a text without a prompt goes on from: a line's end, or the first symbol of characters that have none."""
+    without = vocabulary.kind == "character" and "\n" not in vocabulary.symbols
+    return _encoded(vocabulary, vocabulary.symbols[0] if without else "\n")
+
+
+def _encoded(vocabulary: Vocabulary, prompt: str) -> Array:
+    tokens = vocabulary.encode(prompt.encode("utf-8", "surrogateescape"))
     if not len(tokens):
         raise InputError(f"prompt: expected at least one {unit_of(vocabulary)}, got {prompt!r}")
     return tokens
 
 
-def _pieces(vocabulary: Vocabulary, drawn: Iterator[int], after_word: bool) -> Iterator[str]:
-    """Text as soon as it is whole: words and lines one by one, bytes when they end a UTF-8 character."""
-    if vocabulary.kind == "byte":
-        decoder = getincrementaldecoder("utf-8")("replace")
-        for token in drawn:
-            yield decoder.decode(bytes([token]))
-        yield decoder.decode(b"", True)
-        return
-    for token in drawn:
-        text = vocabulary.decode([token])
-        apart = vocabulary.kind == "word" and after_word and text != "\n"
-        after_word = text != "\n"
-        yield f" {text}" if apart else text
+def _pieces(writers: list["Writer"], drawn: Iterator[list[int]]) -> Iterator[list[str]]:
+    for tokens in drawn:
+        yield [writer.add(token) for writer, token in zip(writers, tokens, strict=True)]
+    yield [writer.end() for writer in writers]
+
+
+class Writer:
+    """Tokens as text as soon as it is whole: words and lines one by one, bytes when they end a UTF-8 character."""
+
+    def __init__(self, vocabulary: Vocabulary, prompt: str) -> None:
+        """What is written follows the prompt."""
+        self._vocabulary, self._decoder = vocabulary, getincrementaldecoder("utf-8")("replace")
+        self._after_word = bool(prompt) and not prompt[-1].isspace()
+
+    def add(self, token: int) -> str:
+        """The text that this token completes, which may be none."""
+        if self._vocabulary.kind == "byte":
+            return self._decoder.decode(bytes([token]))
+        text = self._vocabulary.decode([token])
+        apart = self._vocabulary.kind == "word" and self._after_word and text != "\n"
+        self._after_word = text != "\n"
+        return f" {text}" if apart else text
+
+    def end(self) -> str:
+        """What is left of a character that did not end."""
+        return self._decoder.decode(b"", True)
 
 
 def run_data(path: Path, data_path: str | None) -> DataConfig:
@@ -126,22 +156,22 @@ def describe_text(path: str, vocabulary: str, assignments: tuple[str, ...], stor
     return open_corpus(DataConfig(**tables["data"]), store).describe()
 
 
-def describe_installation() -> dict[str, Any]:
-    """The result of `info`: versions, cores, matrix library, GPU library, presets."""
+def describe_installation(kernels: str, store: Path) -> dict[str, Any]:
+    """The result of `info`: versions, cores, matrix library and the kernels that commands will use, GPU library, presets."""
     import platform
     from importlib.util import find_spec
 
     import numpy as np
-    from threadpoolctl import threadpool_info
 
-    from refimpl import __version__
-    from refimpl.arrays import available_cores
+    from refimpl import __version__, blas
+    from refimpl.arrays import available_cores, blas_libraries
 
-    blas = [f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads, {lib.get('architecture', 'unknown')}"
-            for lib in threadpool_info() if lib["user_api"] == "blas"]
+    libraries = [f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads, "
+                 f"{lib.get('architecture', 'unknown')}" for lib in blas_libraries()]
     return {
         "refimpl": __version__, "python": platform.python_version(), "numpy": np.__version__,
-        "cores": str(available_cores()), "blas": blas or ["unknown"],
+        "cores": str(available_cores()), "blas": libraries or ["unknown"],
+        "kernels": blas.choose(kernels, blas.this_machine(store)).reason,
         "gpu": "CuPy is installed" if find_spec("cupy") else "CuPy is not installed (extras cuda12, cuda13)",
         "presets": settings.preset_names(),
     }

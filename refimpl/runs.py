@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from refimpl import checkpoint, optimizers, parameters, settings, training
 from refimpl.arrays import Array
 from refimpl.checkpoint import Checkpoint
+from refimpl.computing import computing, difference
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
 from refimpl.errors import InputError, NonFiniteError
 from refimpl.evaluation import Evaluation
@@ -34,13 +35,17 @@ class Batches(Protocol):
 
 @dataclass
 class Run:
-    """A run between two updates: its folder, and what the next checkpoint will hold; `time_limit` in seconds or None."""
+    """A run between two updates: its folder, and what the next checkpoint will hold; `time_limit` in seconds or None.
+
+    `moved`: what differs, of what decides the last bits, from before a resume.
+    """
 
     folder: Path
     saved: Checkpoint
     data: DataConfig
     batches: Batches
     time_limit: float | None = None
+    moved: str = ""
 
 
 def begin(
@@ -52,7 +57,8 @@ def begin(
     check_sight(config)
     p = parameters.initialize(config, train_config.seed, train_config.dtype)
     state = optimizers.initialize(train_config, p)
-    progress = {"tokens": 0, "seconds": 0.0, "batches": batches.state(), "text_sha256": text_sha256}
+    progress = {"tokens": 0, "seconds": 0.0, "batches": batches.state(), "text_sha256": text_sha256,
+                "computing": computing()}
     past = initial_past(config, train_config.batch, p.vector)
     saved = Checkpoint(config, train_config, p, state, progress, past, vocabulary)
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,9 +75,12 @@ def resume(
                          f"{saved.progress['text_sha256']}, got {text_sha256}")
     saved.train_config = changed(saved, data, tables)
     batches.restore(saved.progress["batches"])
+    now = computing()
+    moved = difference(saved.progress.get("computing", now), now)
+    saved.progress["computing"] = now
     _forget_after(folder / "log.jsonl", saved.optimizer.updates)
     _replace(folder / "config.toml", settings.to_toml(saved.config, saved.train_config, data))
-    return Run(folder, saved, data, batches)
+    return Run(folder, saved, data, batches, moved=moved)
 
 
 def changed(saved: Checkpoint, data: DataConfig, tables: settings.Tables) -> TrainConfig:
@@ -183,7 +192,7 @@ def _record(run: Run, result: training.Result, losses: list[Array], clock: Clock
         "span_penalty": float(result.span_penalty), "gradient_norm": float(result.gradient_norm),
         "learning_rate": result.learning_rate, "tokens": saved.progress["tokens"],
         "tokens_per_second": pace * settings_now.batch * settings_now.block, "seconds": saved.progress["seconds"],
-        "seconds_left": max(0.0, left),
+        "seconds_left": max(0.0, left), **saved.progress["computing"],
     }
     if config.adaptive_span:
         rho = [saved.parameters[f"layers.{layer}.attention.span"] for layer in range(config.layers)]

@@ -11,6 +11,8 @@ from refimpl.runs import Run
 
 def train(run: Run, unit: str, evaluate: Callable[[], Evaluation], as_json: bool) -> None:
     """Trains until done or signalled, showing each record; prints where the result is."""
+    if run.moved:
+        console.note(f"refimpl: goes on, no longer to the same bits as without the stop: {run.moved}")
     received: list[int] = []
 
     def remember(number: int, frame: object) -> None:

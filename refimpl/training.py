@@ -53,8 +53,8 @@ def update(
     """Forward, backward and one optimiser step on tokens and targets (B, T); p and state change in place.
 
     With several workers each takes some rows of the batch; gradients are added in the order of the rows, so results are
-    the same bits for the same number of workers. Raises NonFiniteError, before p or state change, if the loss or a
-    gradient is not finite; the message names the first such tensor.
+    the same bits for the same number of workers, however many threads they take turns on. Raises NonFiniteError, before p
+    or state change, if the loss or a gradient is not finite; the message names the first such tensor.
     """
     number = state.updates + 1
     shares = _split(len(tokens), train_config.workers)
@@ -67,7 +67,8 @@ def update(
             out = model.forward(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
             return _Share(out, model.backward(out.saved), rows)
 
-    results = [compute(shares[0])] if len(shares) == 1 else map_in_threads(compute, shares, len(shares))
+    threads = min(len(shares), available_cores())
+    results = [compute(shares[0])] if len(shares) == 1 else map_in_threads(compute, shares, threads)
     with quiet():
         loss, g = _combine(results, len(tokens))
         norm = optimizers.gradient_norm(g)
@@ -115,7 +116,7 @@ def run(
 
 
 def _split(rows: int, workers: int) -> list[slice]:
-    """Nearly equal slices of the batch, one for each worker; 0 workers = one for each core."""
+    """Nearly equal slices of the batch, one for each worker; 0 workers = one for each thread."""
     count = min(rows, workers or available_cores())
     bounds = [rows * i // count for i in range(count + 1)]
     return [slice(low, high) for low, high in pairwise(bounds)]

@@ -1,6 +1,9 @@
 """What several test files share, as fixtures: tests can't import one another."""
 
+import importlib
 import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +13,12 @@ import numpy as np
 import pytest
 
 from refimpl.cli import main
+from refimpl.golden import exchange
+from refimpl.golden.adapters import Answer
+from refimpl.golden.vectors import Stored
 from refimpl.gradcheck.complex_step import gradient, norm_wise_error
+
+os.environ["REFIMPL_BLAS_KERNELS"] = "default"  # kernels are measured, and commands started again, only where a test says so
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None)
@@ -124,3 +132,47 @@ def tree(tmp_path: Path) -> Callable[[], dict[str, bytes | None]]:
                 for path in sorted(tmp_path.rglob("*")) if path != tmp_path / "store"}
 
     return look
+
+
+class InProcess:
+    """An adapter's function without the process around it: what golden.adapters.Function does, faster."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        declared: Any = function
+        self.name, self.functions, self._function = "in process", frozenset(declared.functions), function
+
+    def answer(self, case: Stored, dtype: str) -> Answer:
+        """Results, or what the worker would tell of the error."""
+        inputs = exchange.inputs_in(case, dtype)
+        try:
+            return Answer("results", self._function(case.entry["function"], case.entry["settings"], inputs))
+        except NotImplementedError as error:
+            return Answer("skipped", {}, str(error))
+        except Exception as error:
+            return Answer("refused", {}, f"{type(error).__name__}: {error}")
+
+
+@pytest.fixture(scope="session")
+def in_process() -> type[InProcess]:
+    """in_process(function): an adapter for golden.verify."""
+    return InProcess
+
+
+@pytest.fixture
+def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """changed(package, file, old, new): an adapter's package, imported anew with one of its lines changed."""
+
+    def load(package: Any, file: str, old: str, new: str) -> Any:
+        folder = tmp_path / "with_an_error"
+        shutil.copytree(Path(package.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        text = (folder / file).read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        (folder / file).write_text(text.replace(old, new), encoding="utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        try:
+            return importlib.import_module(folder.name)
+        finally:
+            for name in [name for name in sys.modules if name.partition(".")[0] == folder.name]:
+                del sys.modules[name]
+
+    return load

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from refimpl import arrays
+from refimpl import arrays, computing
 from refimpl.errors import InputError
 
 
@@ -60,6 +60,46 @@ def test_square_roots_are_as_exact_as_the_dtype():
 def test_the_largest_exponent_survives_division_by_a_small_weight(dtype):
     largest = np.exp(np.array(arrays.largest_exponent(dtype), dtype))
     assert np.isfinite(largest / np.finfo(dtype).eps)
+
+
+def most_blas_threads():
+    return max(library["num_threads"] for library in arrays.blas_libraries())
+
+
+def test_a_limit_of_threads_holds_blas_and_workers_and_ends():
+    before = most_blas_threads(), arrays.available_cores()
+    with arrays.limit_threads(3):
+        assert (most_blas_threads(), arrays.available_cores()) == (3, 3)
+        with arrays.limit_threads(1):
+            assert (most_blas_threads(), arrays.available_cores()) == (1, 1)
+        assert (most_blas_threads(), arrays.available_cores()) == (3, 3)
+    assert (most_blas_threads(), arrays.available_cores()) == before
+
+
+def test_without_a_number_the_limit_is_the_cores_and_what_blas_was_told(monkeypatch):
+    monkeypatch.setattr(arrays.cores, "available", lambda: 2)
+    with arrays.limit_threads(1), arrays.limit_threads(None):
+        assert (most_blas_threads(), arrays.available_cores()) == (1, 1)
+    with arrays._blas().limit(limits=5, user_api="blas"), arrays.limit_threads():
+        assert (most_blas_threads(), arrays.available_cores()) == (2, 2)
+    with arrays._blas().limit(limits=1, user_api="blas"), arrays.limit_threads():
+        assert (most_blas_threads(), arrays.available_cores()) == (1, 2)
+
+
+def test_the_installed_name_is_what_this_process_computes_with():
+    with arrays.limit_threads(3):
+        now = computing.computing()
+    (library,) = {(lib["version"], lib["architecture"]) for lib in arrays.blas_libraries()}
+    assert now["numpy"] == np.__version__
+    assert now["threads"] == 3
+    assert all(word in now["blas"] for word in library)
+
+
+def test_what_differs_is_told_by_name():
+    now = {"numpy": "2", "blas": "openblas 1 Zen", "threads": 2}
+    assert computing.difference(now, dict(now)) == ""
+    assert computing.difference({**now, "threads": 4}, now) == "threads 4 before, 2 now"
+    assert computing.difference({"threads": 2}, now) == "numpy None before, 2 now; blas None before, openblas 1 Zen now"
 
 
 def test_threads_return_results_in_order_and_hold_blas_to_one_thread_each():

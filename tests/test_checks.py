@@ -50,7 +50,8 @@ def test_presets_are_scaled_down_to_the_same_form(errors_of_pair, name):
 
 
 def test_every_backward_of_the_layers_is_there():
-    files = {path.stem for path in Path(layers.__path__[0]).glob("*.py")} - {"__init__"}
+    forward_alone = {"__init__", "one_query"}  # text is generated, not trained on, with one query at a time
+    files = {path.stem for path in Path(layers.__path__[0]).glob("*.py")} - forward_alone
     assert files == {name for name, _ in BACKWARDS}
 
 

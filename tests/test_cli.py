@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 
 import refimpl
-from refimpl import accounting, checkpoint, model, parameters, settings
+from refimpl import accounting, arrays, checkpoint, model, parameters, runs, settings, training
+from refimpl.computing import computing
 from refimpl.config import DataConfig, TrainConfig
 from refimpl.datasets.corpus import open_corpus
 
 COMMANDS = (("train",), ("eval",), ("generate",), ("data", "info"), ("info",))
 RECORD = {"update", "updates", "loss", "bits", "span_penalty", "gradient_norm", "learning_rate", "tokens",
-          "tokens_per_second", "seconds", "seconds_left", "span_mean", "span_max"}
+          "tokens_per_second", "seconds", "seconds_left", "span_mean", "span_max", "numpy", "blas", "threads"}
 
 
 @pytest.fixture
@@ -350,7 +352,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(command, text, tiny
 def test_generation(command, train_on, kind, prompt):
     run = train_on(kind, "--set", "train.updates=20")
     first = command("generate", run, "--prompt", prompt, "--length", 40, "--seed", 3)
-    assert (first.code, first.err) == (0, "")
+    assert first.code == 0
+    assert re.fullmatch(r"40 tokens, [\d,]+ tokens/s\n", first.err)
     assert first.out.startswith(prompt)
     assert first.out == command("generate", run, "--prompt", prompt, "--length", 40, "--seed", 3).out
     assert first.out != command("generate", run, "--prompt", prompt, "--length", 40, "--seed", 4).out
@@ -363,6 +366,7 @@ def test_generation(command, train_on, kind, prompt):
         assert len(words) in (39, 40)  # a last <eos> and the newline after it look alike
     result = strict(command("generate", run, "--prompt", prompt, "--length", 40, "--seed", 3, "--json").out)
     assert result["prompt"] == prompt
+    assert result["passages"] == [{"prompt": prompt, "text": result["text"]}]
     assert (prompt + result["text"]).strip() == first.out.strip()
 
 
@@ -378,7 +382,27 @@ def test_generated_bytes_are_as_many_as_asked(command, trained):
     """Temperature 0 and top-k 1 take the likeliest token, so both are the same text whatever the seed."""
     greedy = command("generate", trained, "--length", 30, "--temperature", 0, "--seed", 1).out
     assert greedy == command("generate", trained, "--length", 30, "--top-k", 1, "--seed", 2).out
-    assert command("generate", trained, "--length", 0, "--prompt", "ab").out == "ab\n"
+    none = command("generate", trained, "--length", 0, "--prompt", "ab")
+    assert (none.out, none.err) == ("ab\n", "")
+
+
+@pytest.mark.parametrize("kind", ["byte", "character", "word"])
+def test_several_prompts_go_on_as_each_would_alone(command, train_on, tmp_path, kind):
+    """Prompt number i with a seed higher by i; prompts from options or from a file's lines, blank space kept."""
+    run, prompts = train_on(kind, "--set", "train.updates=20"), ["the cat sat ", "a", "dog ran"]
+    (tmp_path / "prompts.txt").write_bytes(("\r\n".join(prompts) + "\n").encode())
+    options = ("--length", 15, "--seed", 3)
+    words = [word for prompt in prompts for word in ("--prompt", prompt)]
+    end = command("generate", run, *words, *options, "--json")
+    passages = strict(end.out)["passages"]
+    assert end.err.startswith("45 tokens, ")
+    for row, prompt in enumerate(prompts):
+        alone = strict(command("generate", run, "--prompt", prompt, "--length", 15, "--seed", 3 + row, "--json").out)
+        assert passages[row] == {"prompt": prompt, "text": alone["text"]}
+    read = command("generate", run, "--prompts", tmp_path / "prompts.txt", *options, "--json")
+    assert strict(read.out)["passages"] == passages
+    told = command("generate", run, *words, *options).out
+    assert told == "\n\n".join(passage["prompt"] + passage["text"] for passage in passages) + "\n"
 
 
 def test_words_are_written_as_they_would_be_read(command, train_on, text):
@@ -525,7 +549,8 @@ def test_as_a_process(words, text, tiny, tmp_path):
     assert strict(trained.stdout)["checkpoint"] == os.path.join("run", "checkpoints", "update-00000006")
     assert len(trained.stderr.splitlines()) == 4
     passage = run("generate", "run", "--length", 20)
-    assert (passage.returncode, passage.stderr) == (0, "")
+    assert passage.returncode == 0
+    assert re.fullmatch(r"20 tokens, [\d,]+ tokens/s\n", passage.stderr)
     assert len(passage.stdout) > 10
     assert run("eval", "nothing").returncode == 2
 
@@ -559,3 +584,61 @@ def test_a_garbled_log_does_not_keep_a_run_from_going_on(command, trained):
     assert command("train", "--out", trained, "--resume", "--set", "train.updates=8").code == 0
     assert log.read_text().startswith(before)
     assert [record["update"] for record in log_of(trained)] == [2, 4, 6, 6, 8, 8]
+
+
+def test_threads_hold_for_a_command_and_are_recorded(command, text, tiny, tmp_path):
+    before = arrays.available_cores(), computing()
+    assert command("train", "--data", text, "--out", tmp_path / "run", *tiny, "--threads", 3).code == 0
+    assert (arrays.available_cores(), computing()) == before
+    held = {**before[1], "threads": 3}
+    assert checkpoint.load(tmp_path / "run").progress["computing"] == held
+    assert all(held.items() <= record.items() for record in log_of(tmp_path / "run") if "loss" in record)
+    for words in (("eval", tmp_path / "run"), ("generate", tmp_path / "run", "--length", 3)):
+        assert command(*words, "--threads", 1).code == 0
+        assert command(*words, "--threads", 0).code == 2
+
+
+def test_workers_are_as_many_as_threads_unless_said(command, text, tiny, tmp_path, monkeypatch):
+    """Rows in `workers` parts, whatever the threads; 0 is one part for each thread. At most so many run at a time."""
+    seen = []
+    monkeypatch.setattr(training, "map_in_threads",
+                        lambda compute, shares, workers: seen.append((len(shares), workers)) or list(map(compute, shares)))
+    for name, workers, threads in (("a", 0, 2), ("b", 2, 1), ("c", 2, 8), ("d", 0, 1)):
+        options = ("--set", "train.updates=1", "--set", f"train.workers={workers}", "--threads", threads)
+        assert command("train", "--data", text, "--out", tmp_path / name, *tiny, *options).code == 0
+    assert seen == [(2, 2), (2, 1), (2, 2)]
+
+
+def test_workers_give_the_same_bits_on_any_number_of_threads(command, text, tiny, tmp_path):
+    for threads in (1, 2):
+        options = ("--set", "train.workers=2", "--threads", threads)
+        assert command("train", "--data", text, "--out", tmp_path / str(threads), *tiny, *options).code == 0
+    file = "checkpoints/update-00000006/parameters.safetensors"
+    assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
+
+
+def test_a_run_that_goes_on_with_other_kernels_or_threads_says_so_in_one_line(command, trained, monkeypatch):
+    def resumed(*options):
+        updates = checkpoint.load(trained).optimizer.updates + 1
+        end = command("train", "--out", trained, "--resume", "--set", f"train.updates={updates}", *options)
+        assert end.code == 0, end.err
+        return [line for line in end.err.splitlines() if "same bits" in line]
+
+    now = computing()
+    assert resumed() == []
+    assert resumed("--threads", 7) == ["refimpl: goes on, no longer to the same bits as without the stop: threads "
+                                       f"{now['threads']} before, 7 now"]
+    assert resumed("--threads", 7) == []
+    monkeypatch.setattr(runs, "computing", lambda: {**now, "threads": 7, "blas": "openblas 9 Zen"})
+    assert resumed("--threads", 7)[0].endswith(f"blas {now['blas']} before, openblas 9 Zen now")
+    assert [record["threads"] for record in log_of(trained) if "loss" in record][-3:] == [7, 7, 7]
+
+
+def test_a_checkpoint_that_does_not_know_its_kernels_goes_on_quietly(command, trained):
+    saved = checkpoint.load(trained)
+    del saved.progress["computing"]
+    checkpoint.save(trained, saved)
+    end = command("train", "--out", trained, "--resume", "--set", "train.updates=7")
+    assert end.code == 0
+    assert "same bits" not in end.err
+    assert checkpoint.load(trained).progress["computing"] == computing()

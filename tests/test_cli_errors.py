@@ -589,3 +589,14 @@ def test_a_published_preset_needs_its_text(refused, out):
 def test_more_last_updates_than_updates(refused, text, out):
     refused(("train", "--data", text, "--out", out, *options("train.updates=100", "train.last_updates=200")),
             "train.last_updates", "at most the 100", "got 200")
+
+
+@pytest.mark.parametrize(("content", "more", "fragments"), [
+    (b"a\n\nb\n", (), ["line 2", "expected a prompt", "empty line"]), (b"", (), ["line 1", "empty line"]),
+    (b"a\n\r\n", (), ["line 2"]), (b"a\n", ("--prompt", "b"), ["--prompt and --prompts", "got both"]),
+    (None, (), ["prompts.txt", "No such file"]),
+])
+def test_prompts_that_cannot_be(refused, trained, tmp_path, content, more, fragments):
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    refused(("generate", trained, "--prompts", tmp_path / "prompts.txt", *more), *fragments)

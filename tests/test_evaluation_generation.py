@@ -1,7 +1,7 @@
 """Evaluation's means and units; generation's draws, and that it says what the model says."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,6 @@ from refimpl.errors import InputError, NonFiniteError
 from refimpl.evaluation import Evaluation, evaluate
 
 CONFIG = ModelConfig(vocabulary=11, width=8, heads=2, layers=2, span=6, memory=3, span_ramp=4, span_initial=0.3)
-FORMS = [
-    {}, {"attend_self": True}, {"norm": "pre"}, {"norm": "pre", "zero_past": True}, {"normalizer_epsilon": 1e-8},
-    {"memory": 0, "feed_forward": 9, "zero_past": True},
-    {"memory": 0, "feed_forward": 9, "attend_self": True, "norm": "pre"},
-    {"cutoffs": (3, 6), "divisor": 2}, {"positions": "none", "adaptive_span": False}, {"share_positions": False, "span": 1},
-]
 
 
 @dataclass
@@ -75,28 +69,13 @@ def test_nothing_to_evaluate_and_losses_that_are_not_finite_are_errors():
         evaluate(p, CONFIG, [Piece(text(4)[None], text(4)[None], True)])
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_steps_with_kept_keys_and_values_equal_the_model(form):
-    config, tokens = replace(CONFIG, **form), text(15)
-    p = parameters.initialize(config, 1)
-    p.vector += 0.1 * np.random.default_rng(0).standard_normal(p.vector.size)
-    for layer in range(2 if config.adaptive_span else 0):
-        p[f"layers.{layer}.attention.span"] = [0.2, 0.6][: config.context_heads]
-    expected = model.log_probabilities(p, config, tokens[None], model.initial_past(config, 1, p.vector))[0]
-    pasts = generation.project_past(p, config, model.initial_past(config, 1, p.vector))
-    for t in range(15):
-        log_p, pasts = generation.step(p, config, tokens[None, t : t + 1], pasts, t)
-        np.testing.assert_allclose(log_p[0], expected[t], rtol=0, atol=1e-12)
-        assert max(past.keys.shape[1] for past in pasts) <= config.span
-
-
 def test_greedy_generation_takes_the_likeliest_token_each_time():
     p = parameters.initialize(CONFIG, 2)
     p.vector *= 2
     for layer in range(2):
         p[f"layers.{layer}.attention.span"] = 0.5
     tokens = list(text(9))
-    drawn = list(generation.generate(p, CONFIG, np.array(tokens), 8, temperature=0))
+    drawn = [token for token, in generation.generate(p, CONFIG, [np.array(tokens)], 8, temperature=0)]
     for token in drawn:
         past = model.initial_past(CONFIG, 1, p.vector)
         assert token == model.log_probabilities(p, CONFIG, np.array([tokens]), past)[0, -1].argmax()
@@ -106,9 +85,20 @@ def test_greedy_generation_takes_the_likeliest_token_each_time():
 
 def test_the_same_seed_draws_the_same_text_and_another_seed_another():
     p = parameters.initialize(CONFIG, 2)
-    texts = [list(generation.generate(p, CONFIG, text(3), 30, 1.0, 0, seed)) for seed in (1, 1, 2)]
+    texts = [list(generation.generate(p, CONFIG, [text(3)], 30, 1.0, 0, seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
-    assert list(generation.generate(p, CONFIG, text(3), 10, 1.0, 0, 1)) == texts[0][:10]
+    assert list(generation.generate(p, CONFIG, [text(3)], 10, 1.0, 0, 1)) == texts[0][:10]
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_every_prompt_of_several_goes_on_as_it_would_alone(top_k):
+    p = parameters.initialize(CONFIG, 2)
+    prompts = [text(length, length) for length in (9, 1, 4, 4)]
+    together = list(generation.generate(p, CONFIG, prompts, 40, 1.0, top_k, 5))
+    for row, prompt in enumerate(prompts):
+        alone = generation.generate(p, CONFIG, [prompt], 40, 1.0, top_k, 5 + row)
+        assert [tokens[row] for tokens in together] == [token for token, in alone]
+    assert len({tuple(tokens[row] for tokens in together) for row in range(4)}) == 4
 
 
 def test_draws_follow_the_probabilities():
@@ -129,21 +119,23 @@ def test_top_k_never_draws_another():
     ({"temperature": -1.0}, "temperature: expected a finite number of 0 or more, got -1"),
     ({"temperature": math.nan}, "got nan"),
     ({"top_k": -1}, "top_k, count and block"),
-    ({"prompt": np.empty(0, int)}, "prompt: expected at least one token"),
+    ({"prompts": [np.empty(0, int)]}, "prompt: expected at least one token"),
+    ({"prompts": [text(2), text(4).reshape(2, 2)]}, r"prompt: expected at least one token, got shape \(2, 2\)"),
+    ({"prompts": []}, "prompts: expected at least one, got none"),
 ])
 def test_settings_that_cannot_be_are_refused(settings, message):
-    arguments = {"prompt": text(3), "count": 5, **settings}
+    arguments = {"prompts": [text(3)], "count": 5, **settings}
     with pytest.raises(InputError, match=message):
         generation.generate(parameters.initialize(CONFIG), CONFIG, **arguments)
 
 
 def test_a_prompt_outside_the_vocabulary_is_refused():
     with pytest.raises(InputError, match="expected ids from 0 to 10"):
-        list(generation.generate(parameters.initialize(CONFIG), CONFIG, np.array([11]), 1))
+        list(generation.generate(parameters.initialize(CONFIG), CONFIG, [text(2), np.array([11])], 1))
 
 
 def test_a_model_that_is_not_finite_is_an_error():
     p = parameters.initialize(CONFIG)
     p["output.bias"][:] = np.nan
     with pytest.raises(NonFiniteError):
-        list(generation.generate(p, CONFIG, text(2), 1))
+        list(generation.generate(p, CONFIG, [text(2)], 1))

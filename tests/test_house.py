@@ -9,18 +9,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # imports flow downwards: a file may import what stands before it
 ORDER = [
-    "errors", "arrays", "validation", "config", "settings", "parameters", "inputs", "layers.linear", "layers.dropout",
+    "errors", "cores", "blas_candidate", "blas", "arrays", "computing",
+    "validation", "config", "settings", "parameters", "inputs", "layers.linear", "layers.dropout",
     "layers.embedding", "layers.layer_norm", "layers.softmax", "layers.softmax_loss", "layers.span", "layers.positions",
     "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.ff_attention", "layers.attention",
     "layers.tiles", "layers.tiled_logits", "layers.tiled_gradients", "layers.tiled_attention",
-    "layers.persistent_attention", "layers.split_attention", "layers.head_split", "layers.multi_head",
+    "layers.one_query", "layers.persistent_attention", "layers.split_attention", "layers.head_split", "layers.multi_head",
     "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax", "variants", "model", "optimizers",
-    "functions.forms", "functions.basic", "functions.composed", "functions", "training", "evaluation", "generation",
+    "functions.forms", "functions.basic", "functions.composed", "functions", "training", "evaluation",
+    "ring", "continuation", "generation",
     "checkpoint", "convert", "accounting", "runs", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
     "checks.run", "golden.cases.form", "golden.cases.basic", "golden.cases.attention", "golden.cases.whole",
-    "golden.cases", "golden.bounds", "golden.planted", "golden.vectors", "golden.verdicts", "golden.generate",
-    "golden.conventions", "golden.diagnose", "golden.adapters", "golden.worker", "golden.verify", "golden.reports",
-    "golden.pytest_plugin", "datasets", "results", "jobs", "console", "exits", "terminal", "cli", "__main__",
+    "golden.cases", "golden.bounds", "golden.planted", "golden.vectors", "golden.verdicts", "golden.listing",
+    "golden.margins", "golden.compare", "golden.conventions", "golden.generate", "golden.diagnose", "golden.exchange",
+    "golden.processes", "golden.adapters", "golden.worker", "golden.verify", "golden.findings", "golden.reports",
+    "golden.pytest_plugin", "datasets", "results", "jobs", "console", "exits", "starts", "terminal", "checks.commands",
+    "golden.commands", "cli", "__main__",
 ]
 FILE_LINES, FUNCTION_LINES = 250, 45
 

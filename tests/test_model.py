@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refimpl import model, parameters
+from refimpl.arrays import random_stream
 from refimpl.config import ModelConfig
 from refimpl.errors import InputError
 from refimpl.inputs import draw_masks
@@ -49,7 +50,7 @@ def test_segments_equal_one_long_text(form, seed, cuts):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_changing_a_token_leaves_everything_before_it_bit_for_bit(form, dtype):
-    """To the next word of its cluster: another cluster's matrix product of another height may round the others' otherwise."""
+    """To the next word of its cluster: a matrix product of another height may round its other rows otherwise."""
     config = replace(CONFIG, **form)
     ends = [0, *config.cutoffs, config.vocabulary]
     following = np.concatenate([np.roll(np.arange(low, high), -1) for low, high in pairwise(ends)])
@@ -161,6 +162,24 @@ def test_dropout_masks_depend_on_seed_update_and_row_alone():
     big = draw_masks(replace(config, layers=1), 64, 50, 0, 1, like)
     assert big["embedding"].mean() == pytest.approx(0.75, abs=0.01)
     assert big["layers.0.attention"].mean() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(("form", "shapes"), [
+    ({}, {"attention": (2, 4, 6), "memory": (2, 4, 3)}),
+    ({"variant": "head-split", "width": 9, "heads": 3}, {"attention": (2, 4, 6), "memory": (1, 4, 3)}),
+    ({"variant": "single-head"}, {"attention": (2, 4, 6), "memory": (1, 4, 3)}),
+    ({"memory": 0, "feed_forward": 5}, {"attention": (2, 4, 6), "feed_forward": (4, 5)}),
+], ids=str)
+def test_every_row_of_every_mask_has_a_stream_of_its_own(form, shapes):
+    config = replace(CONFIG, dropout=0.5, embedding_dropout=0.25, **form)
+    masks = draw_masks(config, 2, 4, 7, 5, np.empty(0), 3)
+    expected = dict.fromkeys(("embedding", "hidden"), ((4, config.width), 0.25))
+    expected |= {f"layers.{layer}.{kind}": (shape, 0.5) for layer in range(3) for kind, shape in shapes.items()}
+    assert list(masks) == list(expected)
+    for name, (shape, rate) in expected.items():
+        rows = [random_stream(7, f"dropout {name}", 5, row).random(shape, "float32") >= rate for row in (3, 4)]
+        np.testing.assert_array_equal(masks[name], rows)
+        assert masks[name].dtype == bool
 
 
 @pytest.mark.parametrize(("tokens", "message"), [

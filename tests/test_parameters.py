@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from refimpl import parameters, settings
+from refimpl.arrays import random_stream
 from refimpl.config import ModelConfig
 from refimpl.errors import InputError
 
@@ -68,6 +69,59 @@ def test_first_values_are_distributed_as_documented():
     np.testing.assert_array_equal(p["layers.1.attention.span"], 0.25)
     np.testing.assert_array_equal(p["final_norm.gain"], 1)
     assert (p["layers.0.attention.query"] != p["layers.1.attention.query"]).all()
+
+
+SMALL = ModelConfig(vocabulary=7, width=16, heads=2, layers=2, span=5, memory=9, span_initial=0.25, norm="pre")
+CLUSTERS = {"cutoffs": (2, 4), "divisor": 2}  # of widths 16, 8 and 4
+FIRST = [  # what differs, the parameter, its shape, how it is drawn, and how widely, in fractions worked out by hand
+    ({}, "input.table", (7, 16), "normal", 1),
+    ({}, "positions", (5, 8), "normal", 1),
+    ({}, "layers.1.attention.query", (16, 16), "uniform", 1 / 4),
+    ({}, "layers.1.attention.key", (16, 16), "uniform", 1 / 4),
+    ({}, "layers.1.attention.value", (16, 16), "uniform", 1 / 4),
+    ({}, "layers.1.attention.output", (16, 16), "uniform", 1 / 4),
+    ({}, "layers.1.attention.memory_keys", (2, 9, 8), "normal", 1 / math.sqrt(8)),
+    ({}, "layers.1.attention.memory_values", (2, 9, 8), "normal", 1 / 3),
+    ({}, "layers.1.attention.span", (2,), "constant", 1 / 4),
+    ({}, "layers.1.attention_norm.gain", (16,), "constant", 1),
+    ({}, "layers.1.attention_norm.bias", (16,), "constant", 0),
+    ({}, "final_norm.bias", (16,), "constant", 0),
+    ({}, "output.table", (7, 16), "uniform", 1 / 4),
+    ({}, "output.bias", (7,), "uniform", 1 / 4),
+    ({"tie_tables": True}, "input.table", (7, 16), "normal", 1 / 4),
+    ({"memory": 0, "feed_forward": 25}, "layers.1.feed_forward.weight1", (25, 16), "uniform", 1 / 4),
+    ({"memory": 0, "feed_forward": 25}, "layers.1.feed_forward.bias1", (25,), "uniform", 1 / 4),
+    ({"memory": 0, "feed_forward": 25}, "layers.1.feed_forward.weight2", (16, 25), "uniform", 1 / 5),
+    ({"memory": 0, "feed_forward": 25}, "layers.1.feed_forward.bias2", (16,), "uniform", 1 / 5),
+    ({"memory": 0, "feed_forward": 25}, "layers.1.feed_forward_norm.gain", (16,), "constant", 1),
+    ({"variant": "single-head"}, "layers.1.attention.memory_keys", (1, 9, 16), "normal", 1 / 4),
+    ({"variant": "head-split"}, "layers.1.attention.key", (8, 16), "uniform", 1 / 4),
+    ({"variant": "head-split"}, "layers.1.attention.memory_values", (1, 9, 8), "normal", 1 / 3),
+    ({"positions": "transformer-xl"}, "content_bias", (2, 8), "normal", 0.02),
+    ({"positions": "transformer-xl"}, "position_bias", (2, 8), "normal", 0.02),
+    ({"positions": "transformer-xl"}, "layers.1.attention.position_key", (16, 16), "uniform", 1 / 4),
+    ({"positions": "learned"}, "input.positions", (5, 16), "normal", 1),
+    ({"positions": "learned", "tie_tables": True}, "input.positions", (5, 16), "normal", 1 / 4),
+    ({"positions": "learned", "tie_tables": True, **CLUSTERS}, "input.positions", (5, 16), "normal", 1),
+    ({"share_positions": False}, "layers.1.attention.positions", (5, 8), "normal", 1),
+    (CLUSTERS, "input.tables.0", (2, 16), "normal", 1 / 4),
+    (CLUSTERS, "input.tables.2", (3, 4), "normal", 1 / 2),
+    (CLUSTERS, "input.projections.2", (16, 4), "uniform", 1 / 4),
+    (CLUSTERS, "output.tables.1", (2, 8), "normal", 1 / math.sqrt(8)),
+    (CLUSTERS, "output.projections.1", (16, 8), "uniform", 1 / 4),
+    (CLUSTERS, "output.biases.1", (2,), "constant", 0),
+    (CLUSTERS, "output.cluster_table", (2, 16), "normal", 1 / 4),
+    (CLUSTERS, "output.cluster_bias", (2,), "constant", 0),
+]
+
+
+@pytest.mark.parametrize(("form", "name", "shape", "kind", "scale"), FIRST)
+def test_first_values_are_drawn_from_the_parameters_own_stream(form, name, shape, kind, scale):
+    found = parameters.initialize(replace(SMALL, **form), seed=3)[name]
+    stream = random_stream(3, name)
+    expected = {"normal": lambda: stream.standard_normal(shape) * scale,
+                "uniform": lambda: stream.uniform(-scale, scale, shape), "constant": lambda: np.full(shape, scale)}[kind]()
+    np.testing.assert_allclose(found, expected, rtol=1e-15)
 
 
 def test_first_values_depend_on_the_seed_and_differ_between_dtypes_by_rounding_only():

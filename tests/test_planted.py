@@ -1,6 +1,8 @@
 """Planted bugs: the registry is sound, each changes some result, and all is as before when its block ends."""
 
+import importlib.util
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,3 +76,15 @@ def test_a_change_that_does_not_fit_is_an_error():
             planted.changed_sources(wrong)
     with pytest.raises(InputError, match="expected a module of refimpl"):
         planted.source_of("layers.nothing")
+
+
+def test_every_test_file_is_sorted_into_a_kind(tmp_path, monkeypatch):
+    """Or `make mutants` would refuse to begin."""
+    spec = importlib.util.spec_from_file_location("kinds", Path(__file__).parent / "mutants" / "kinds.py")
+    kinds = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kinds)
+    kinds.check_complete()
+    (tmp_path / "test_new.py").touch()
+    monkeypatch.setattr(kinds, "TESTS", tmp_path)
+    with pytest.raises(ValueError, match="not there: \\['test_new'\\]"):
+        kinds.check_complete()

@@ -1,24 +1,28 @@
-"""The model and its updates against a second one, written apart from it in Python floats and loops (scalar_model.py)."""
+"""The model and its updates against a second one, written apart from it in Python numbers and loops (scalar_model/)."""
 
 import importlib.util
+import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from refimpl import model, optimizers, parameters, training
+from refimpl import continuation, inputs, model, optimizers, parameters, training
 from refimpl.config import ModelConfig, TrainConfig
 
 
-def _sibling(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def scalar_package():
+    """The package `scalar_model` beside this file, from its path: test files can't import one another by name."""
+    place = Path(__file__).with_name("scalar_model") / "__init__.py"
+    spec = importlib.util.spec_from_file_location("scalar_model", place)
+    package = sys.modules["scalar_model"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return package
 
 
-scalar = _sibling("scalar_model")
+scalar = scalar_package()
 
 BATCH, BLOCK = 2, 4
 SIZES = {"vocabulary": 7, "width": 8, "heads": 2, "layers": 2, "span": 5, "span_ramp": 2, "span_penalty": 0.3}
@@ -39,12 +43,14 @@ def random_parameters(config, rng, spans=None):
         if name.endswith(".gain"):
             p[name] = 1 + p[name]
         if name.endswith(".span"):
-            p[name] = rng.random(config.heads) if spans is None else np.array(spans)
+            p[name] = rng.random(config.context_heads) if spans is None else np.array(spans)
     return p
 
 
 def starting_past(config, p, rng, start):
-    """Of `start` random positions; or empty, or of S zero vectors."""
+    """Of `start` random positions; or empty, or of S zero vectors; or as the configuration says."""
+    if start == "as configured":
+        return model.initial_past(config, batch=BATCH, like=p.vector)
     if start in ("empty", "zeros"):
         return model.initial_past(config, batch=BATCH, like=p.vector, zeros=start == "zeros")
     return rng.standard_normal((config.layers, BATCH, start, config.width))
@@ -62,24 +68,28 @@ def assert_close(name, value, expected, tolerance=TOLERANCE):
         assert error <= tolerance * np.abs(expected).max(), f"{name}: error {error}"
 
 
-def compare(config, rng, start="empty", spans=None, block=BLOCK, segments=3):
+def compare(config, rng, start="empty", spans=None, block=BLOCK, segments=3, first_position=0, dropping=False):
     """Segment after segment; each of the two models carries its own past."""
     p = random_parameters(config, rng, spans)
-    weights = as_lists(p)
+    weights, masks = as_lists(p), {}
     past = starting_past(config, p, rng, start)
     scalar_past = past.tolist()
-    for _ in range(segments):
+    for segment in range(segments):
         tokens, targets = rng.integers(config.vocabulary, size=(2, BATCH, block))
-        out = model.forward(p, config, tokens, targets, past)
-        expected = scalar.forward(weights, config, tokens.tolist(), targets.tolist(), scalar_past)
+        if dropping:
+            masks = inputs.draw_masks(config, BATCH, block, seed=3, update=segment, like=p.vector)
+        out = model.forward(p, config, tokens, targets, past, masks, first_position)
+        expected = scalar.forward(weights, config, tokens.tolist(), targets.tolist(), scalar_past, as_lists(masks),
+                                  first_position)
         assert_close("loss", out.loss, expected.loss)
         assert_close("token_loss", out.token_loss, expected.token_loss)
         assert_close("span_penalty", out.span_penalty, expected.span_penalty)
         assert_close("past", out.past, expected.past)
-        scores = model.log_probabilities(p, config, tokens, past)
-        assert_close("log_probabilities", scores, expected.log_probabilities)
-        assert_close("log_probabilities, word by word", np.exp(scores), np.exp(expected.log_probabilities))
-        past, scalar_past = out.past, expected.past
+        if not dropping:
+            scores = model.log_probabilities(p, config, tokens, past, first_position)
+            assert_close("log_probabilities", scores, expected.log_probabilities)
+            assert_close("log_probabilities, word by word", np.exp(scores), np.exp(expected.log_probabilities))
+        past, scalar_past, first_position = out.past, expected.past, first_position + block
 
 
 POSITIONS = ({}, {"share_positions": False}, {"positions": "none"})
@@ -150,6 +160,111 @@ def test_adaptive_input_and_softmax(cutoffs, order, tie_tables, tie_projections)
 def test_adaptive_softmax_over_the_baseline_before_its_norm():
     compare(configuration(**FEED_FORWARD, cutoffs=(2, 5), divisor=1, norm="pre", tie_tables=True, attend_self=True),
             np.random.default_rng(8))
+
+
+THREE_HEADS = {**MEMORY, "heads": 3, "width": 12}
+VARIANTS = {
+    "all-attention": THREE_HEADS,
+    "attention-split": {**THREE_HEADS, "variant": "attention-split"},
+    "head-split": {**THREE_HEADS, "variant": "head-split"},
+    "single-head": {**THREE_HEADS, "variant": "single-head"},
+    "ff-attention": {"variant": "ff-attention", "feed_forward": 6, "heads": 3, "width": 12},
+    "transformer": {**FEED_FORWARD, "heads": 3, "width": 12},
+}
+KINDS = {
+    "relative": {}, "relative, per layer": {"share_positions": False},
+    "transformer-xl": {"positions": "transformer-xl"},
+    "transformer-xl, per layer": {"positions": "transformer-xl", "share_positions": False},
+    "sinusoid": {"positions": "sinusoid"}, "learned": {"positions": "learned"}, "none": {"positions": "none"},
+}
+SAMPLED = [{"norm": "post", "attend_self": False, "normalizer_epsilon": 0.0, "adaptive_span": True},
+           {"norm": "pre", "attend_self": True, "normalizer_epsilon": 0.3, "adaptive_span": True},
+           {"norm": "pre", "attend_self": False, "normalizer_epsilon": 1e-8, "adaptive_span": False},
+           {"norm": "post", "attend_self": True, "normalizer_epsilon": 0.0, "adaptive_span": False}]
+
+
+@pytest.mark.parametrize("conventions", SAMPLED, ids=["post", "pre, self, published", "pre, fixed", "post, self, fixed"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_variants_and_positions(variant, kind, conventions):
+    compare(configuration(**variant, **kind, **conventions), np.random.default_rng(11), 2, segments=2, first_position=3)
+
+
+DROPOUT = {"dropout": 0.3, "embedding_dropout": 0.4}
+
+
+@pytest.mark.parametrize("conventions", [SAMPLED[0], SAMPLED[1]], ids=["post", "pre, self, published"])
+@pytest.mark.parametrize("positions", ["relative", "transformer-xl", "sinusoid", "learned"])
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_dropout_by_its_keep_masks(variant, positions, conventions):
+    config = configuration(**variant, **conventions, **DROPOUT, positions=positions)
+    compare(config, np.random.default_rng(12), 2, segments=2, dropping=True)
+
+
+@pytest.mark.parametrize("changes", [{"dropout": 0.3}, {"embedding_dropout": 0.4}], ids=str)
+@pytest.mark.parametrize("variant", ["all-attention", "transformer"])
+def test_dropout_of_one_kind(variant, changes):
+    compare(configuration(**VARIANTS[variant], **changes), np.random.default_rng(13), "zeros", dropping=True)
+
+
+@pytest.mark.parametrize("start", ["empty", "zeros", 1, 4, 5, 6, 12])
+@pytest.mark.parametrize("attend_self", [False, True])
+@pytest.mark.parametrize("positions", ["transformer-xl", "learned"])
+@pytest.mark.parametrize("variant", ["attention-split", "head-split", "single-head"])
+def test_pasts_of_any_length_beside_memory_in_a_softmax_of_its_own(variant, positions, attend_self, start):
+    """Without a past the first query's context softmax is empty: memory alone answers it."""
+    config = configuration(**VARIANTS[variant], positions=positions, attend_self=attend_self)
+    compare(config, np.random.default_rng(14), start, segments=2)
+
+
+@pytest.mark.parametrize("variant", ["attention-split", "head-split", "single-head"])
+@pytest.mark.parametrize("spans", [(0, 1, 0.4), (0.2, 0.8, 0.6)], ids=str)
+def test_spans_on_and_off_the_kinks_of_context_heads(variant, spans):
+    config = configuration(**VARIANTS[variant])
+    compare(config, np.random.default_rng(15), 7, spans[: config.context_heads])
+
+
+@pytest.mark.parametrize("variant", ["attention-split", "head-split", "single-head"])
+@pytest.mark.parametrize("heads", [2, 3, 4])
+def test_any_number_of_heads(variant, heads):
+    compare(configuration(**{**VARIANTS[variant], "heads": heads}), np.random.default_rng(16), 2)
+
+
+@pytest.mark.parametrize("first_position", [0, 3, 5, 1234])
+@pytest.mark.parametrize("changes", [{}, {"cutoffs": (3, 5), "divisor": 2}, {"tie_tables": True}, {"width": 9, "heads": 3}],
+                         ids=str)
+@pytest.mark.parametrize("positions", ["sinusoid", "learned", "transformer-xl"])
+def test_positions_anywhere_at_any_width(positions, changes, first_position):
+    config = configuration(**MEMORY, positions=positions, **changes)
+    compare(config, np.random.default_rng(17), first_position=first_position)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_a_text_that_starts_with_zero_vectors(variant):
+    config = configuration(**variant, zero_past=True)
+    past = model.initial_past(config, batch=BATCH, like=np.zeros(0))
+    assert past.tolist() == scalar.initial_past(config, BATCH)
+    compare(config, np.random.default_rng(18), "as configured")
+    assert scalar.initial_past(replace(config, zero_past=False), BATCH) == config.layers * [BATCH * [[]]]
+
+
+@pytest.mark.parametrize("conventions", SAMPLED, ids=["post", "pre, self, published", "pre, fixed", "post, self, fixed"])
+@pytest.mark.parametrize("positions", ["relative", "transformer-xl", "sinusoid", "learned", "none"])
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_texts_that_go_on_token_by_token(variant, positions, conventions):
+    """From prompts of 2 and 7 tokens to 9 and 14, spans of 5: the same words as of each whole text at once."""
+    config = configuration(**variant, **conventions, positions=positions, zero_past="memory" not in variant)
+    rng = np.random.default_rng(19)
+    p, prompts, added = random_parameters(config, rng), (2, 7), 7
+    texts = [rng.integers(config.vocabulary, size=prompt + added) for prompt in prompts]
+    expected = [scalar.forward(as_lists(p), config, [text.tolist()], [text.tolist()], scalar.initial_past(config, 1), {}, 0)
+                for text in texts]
+    going_on = continuation.Continuation(p, config, [text[:prompt] for text, prompt in zip(texts, prompts, strict=True)])
+    for read in range(added + 1):
+        scores = [out.log_probabilities[0][prompt + read - 1] for out, prompt in zip(expected, prompts, strict=True)]
+        assert_close(f"{read} added", going_on.log_p, scores)
+        if read < added:
+            going_on.add([int(text[prompt + read]) for text, prompt in zip(texts, prompts, strict=True)])
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-8])

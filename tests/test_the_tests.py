@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from refimpl import model, parameters
+from refimpl.checks import models
 from refimpl.gradcheck.complex_step import gradient, norm_wise_error
 from refimpl.layers import adaptive_softmax, attention, feed_forward, layer_norm, linear, positions, softmax_loss, span
 
@@ -46,6 +47,19 @@ def test_one_part_in_a_million_of_any_tensor_fails_the_whole_models_check(whole_
     g, expected = whole_model
     assert norm_wise_error(g[name], expected[name]) <= 1e-12
     assert norm_wise_error(g[name] * ONE_IN_A_MILLION, expected[name]) > 1e-12
+
+
+@pytest.mark.parametrize("form", models.forms())
+def test_a_thousandth_of_any_tensor_fails_the_check_of_every_form(errors_of_pair, form):
+    """Every tensor's error is measured by itself, so all are spoilt at once; none may be a gradient that is 0."""
+    pair = models.named(form, models.forms()[form], seed=0, size=2)
+
+    def spoilt(dy, *given):
+        return [d * ONE_IN_A_THOUSAND for d in pair.vjp(dy, *given)]
+
+    errors = errors_of_pair(pair.forward, spoilt, list(pair.arguments.values()), seed=1)
+    assert len(errors) == len(parameters.specification(models.forms()[form]))
+    np.testing.assert_allclose(errors, 1e-3, rtol=1e-6)
 
 
 @pytest.mark.parametrize("spoil", [

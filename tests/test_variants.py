@@ -67,6 +67,14 @@ def test_every_core_and_u_and_v_have_exact_gradients(check_pair, name, past, bia
     check_core(check_pair, core, arguments, attention.Options(4, 2, 1e-8 if past == 2 else 0.0, dropout=dropout), *keep)
 
 
+def test_softmax_by_hand_and_where_a_naive_one_overflows():
+    """Odds 1 : 3 : 4; and logits of 1000."""
+    np.testing.assert_allclose(softmax.forward(np.log(np.array([[1.0, 3, 4]])))[0], [[0.125, 0.375, 0.5]], rtol=1e-15)
+    a, saved = softmax.forward(np.array([[1000.0, 0], [0, -1000]]))
+    np.testing.assert_array_equal(a, [[1, 0], [1, 0]])
+    np.testing.assert_array_equal(softmax.backward(np.array([[2.0, 3], [5, 7]]), saved), [[0, 0], [0, 0]])
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_softmax_persistent_and_ff_attention_have_exact_gradients(check_pair, rate):
     rng = np.random.default_rng(0)
@@ -182,7 +190,7 @@ def test_generation_equals_the_model_over_blocks_as_trained(variant, kind):
     p = parameters.initialize(config, 1)
     p.vector += 0.1 * np.random.default_rng(0).standard_normal(p.vector.size)
     prompt = np.random.default_rng(1).integers(0, 11, 6)
-    text = [*prompt, *generation.generate(p, config, prompt, 7, temperature=0, block=4)]
+    text = [*prompt, *(token for token, in generation.generate(p, config, [prompt], 7, temperature=0, block=4))]
     past, expected = model.initial_past(config, 1, p.vector), []
     for start in range(0, len(text), 4):
         tokens = np.array([text[start : start + 4]])

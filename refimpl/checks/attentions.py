@@ -54,8 +54,8 @@ def of_attention_transformer_xl(rng: Stream, n: int) -> Pair:
 
 
 def of_attention_split(rng: Stream, n: int) -> Pair:
-    """Two softmaxes, with dropout; nothing comes before the first query."""
-    inputs = {**draw(rng, n, past=0), **masks(rng, n)}
+    """Two softmaxes, with dropout; nothing comes before the first query. Spans end within what the others see."""
+    inputs = {**draw(rng, n, past=0), **masks(rng, n), "rho": rng.uniform(0.2, 0.8, 2) / (n + 2)}
     return pair("attention-split", {"span": n + 2, "ramp": 2, "dropout": 0.3}, inputs)
 
 

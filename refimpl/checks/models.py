@@ -61,6 +61,9 @@ def of_model(config: ModelConfig, rng: Stream, block: int) -> Pair:
     for name in (name for name in p if name.endswith(".span")):
         p[name] = rng.uniform(0.1, 0.5, p[name].shape)
     tokens, targets = rng.integers(0, config.vocabulary, (2, 3, 2, block))
+    firsts = [first for first, end, _ in config.clusters if first < end][: 2 * block]
+    for words in (tokens[2], targets[2]):  # every cluster is met, or its gradients would be 0
+        words.reshape(-1)[: len(firsts)] = firsts
     masks = {f"keep.{name}": mask for name, mask in draw_masks(config, 2, block, seed, 1, p.vector).items()}
     weights, settings, function = rng.standard_normal((2, block)), asdict(config), FUNCTIONS["model"]
     start = {"tokens": tokens[:2], "targets": targets[:2], "past": model.initial_past(config, 2, p.vector)}
@@ -72,7 +75,7 @@ def of_model(config: ModelConfig, rng: Stream, block: int) -> Pair:
 
     def value(*given: Array) -> Any:
         outputs, _ = forward(*given)
-        return (outputs["token_loss"] * weights).sum() + outputs["span_penalty"]
+        return (outputs["token_loss"] * weights.astype(given[0].real.dtype)).sum() + outputs["span_penalty"]
 
     def vjp(dy: Any, *given: Array) -> tuple[Array, ...]:
         gradients = function.backward({"token_loss": weights.astype(given[0].dtype)}, forward(*given)[1])

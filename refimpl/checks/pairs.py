@@ -3,43 +3,50 @@
 Shapes grow with `size` n: B = 2, T = E = N = n, H = 2, S = n + 2, P = 2.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refimpl.arrays import Array
-from refimpl.functions import FUNCTIONS
+from refimpl.functions import FUNCTIONS, Results
 
 Stream = np.random.Generator
 
 
 class Pair(NamedTuple):
-    """forward(*arguments) -> y; vjp(dy, *arguments) -> one gradient each; `kinks` as gradcheck.check_vjp takes it."""
+    """forward(*arguments) -> y; vjp(dy, *arguments) -> one gradient each; kinks, zeros as gradcheck.check_vjp has them."""
 
     forward: Callable[..., Any]
     vjp: Callable[..., Any]
     arguments: Mapping[str, Array]
     kinks: str = "refuse"
+    zeros: tuple[str, ...] = ()
 
 
-def pair(name: str, settings: Mapping[str, Any], inputs: Mapping[str, Array], kinks: str = "refuse") -> Pair:
+def pair(
+    name: str, settings: Mapping[str, Any], inputs: Mapping[str, Array], kinks: str = "refuse", zeros: tuple[str, ...] = ()
+) -> Pair:
     """A function of one output by those of its inputs that have gradients: the floating ones with elements, but no past."""
     function = FUNCTIONS[name]
     arguments = {key: array for key, array in inputs.items() if array.dtype.kind == "f" and array.size and key != "past"}
 
+    def evaluate(given: Sequence[Array]) -> tuple[Results, Any]:
+        dtype = given[0].real.dtype
+        others = {key: array.astype(dtype) if array.dtype.kind == "f" else array for key, array in inputs.items()}
+        return function.forward(settings, {**others, **dict(zip(arguments, given, strict=True))})
+
     def forward(*given: Array) -> Any:
-        outputs, _ = function.forward(settings, {**inputs, **dict(zip(arguments, given, strict=True))})
-        (y,) = outputs.values()
+        (y,) = evaluate(given)[0].values()
         return y
 
     def vjp(dy: Any, *given: Array) -> tuple[Array, ...]:
-        outputs, saved = function.forward(settings, {**inputs, **dict(zip(arguments, given, strict=True))})
+        outputs, saved = evaluate(given)
         (output,) = outputs
         gradients = function.backward({output: dy}, saved)
         return tuple(gradients[key] for key in arguments)
 
-    return Pair(forward, vjp, arguments, kinks)
+    return Pair(forward, vjp, arguments, kinks, zeros)
 
 
 def normal(rng: Stream, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -151,17 +158,19 @@ def of_persistent_attention(rng: Stream, n: int) -> Pair:
 
 
 def of_adaptive_input(rng: Stream, n: int) -> Pair:
-    """Clusters of n, 0 and 2 words, D = 4, and words that repeat."""
+    """Clusters of n, 0 and 2 words, D = 4, and words that repeat; a cluster without words uses no projection."""
     inputs = normal(rng, {"tables.0": (n, 4), "tables.1": (0, 2), "tables.2": (2, 1),
                           "projections.0": (4, 4), "projections.1": (4, 2), "projections.2": (4, 1)})
-    return pair("adaptive-input", {}, {**inputs, "tokens": rng.integers(0, n + 2, (2, 2 * n))})
+    tokens = rng.permutation(np.resize(np.arange(n + 2), 4 * n)).reshape(2, 2 * n)
+    return pair("adaptive-input", {}, {**inputs, "tokens": tokens}, zeros=("projections.1",))
 
 
 def of_adaptive_softmax(rng: Stream, n: int) -> Pair:
-    """Clusters of n, 2 and 1 words, D = 4, in reversed order."""
+    """Clusters of n, 2 and 1 words, D = 4, in reversed order; of one word the probability in its cluster is always 1."""
     inputs = normal(rng, {
         "hidden": (2 * n + 3, 4), "tables.0": (n, 4), "tables.1": (2, 2), "tables.2": (1, 1), "biases.0": (n,),
         "biases.1": (2,), "biases.2": (1,), "projections.0": (4, 4), "projections.1": (4, 2), "projections.2": (4, 1),
         "cluster_table": (2, 4), "cluster_bias": (2,)})
     targets = np.resize(np.arange(n + 3), 2 * n + 3)
-    return pair("adaptive-softmax", {"cluster_order": "reversed"}, {**inputs, "targets": targets})
+    never = ("tables.2", "biases.2", "projections.2")
+    return pair("adaptive-softmax", {"cluster_order": "reversed"}, {**inputs, "targets": targets}, zeros=never)

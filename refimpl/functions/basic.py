@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from refimpl.arrays import array_module
 from refimpl.functions.forms import Arrays, Function, Results, Settings, number, numbered, simple
 from refimpl.layers import (
     adaptive_input,
@@ -78,17 +79,24 @@ def _adaptive_input_backward(d: Arrays, saved: Any) -> Results:
 
 
 def _adaptive_softmax_forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
-    tables, biases, projections = (numbered(inputs, name) for name in ("tables", "biases", "projections"))
-    weights = adaptive_softmax.Weights(tables, biases, projections, inputs["cluster_table"], inputs["cluster_bias"])
-    loss, saved = adaptive_softmax.forward(inputs["hidden"], inputs["targets"], weights, settings["cluster_order"])
-    return {"loss": loss}, saved
+    """Biases that are not among the inputs are 0, a projection of the head that is not is the identity."""
+    tables, hidden = numbered(inputs, "tables"), inputs["hidden"]
+    xp = array_module(inputs)
+    biases = [inputs.get(f"biases.{i}", xp.zeros(len(table), table.dtype)) for i, table in enumerate(tables)]
+    projections = [inputs[f"projections.{i}"] for i in range(1, len(tables))]
+    first = inputs.get("projections.0", xp.eye(hidden.shape[-1], dtype=hidden.dtype))
+    cluster_bias = inputs.get("cluster_bias", xp.zeros(len(tables) - 1, hidden.dtype))
+    weights = adaptive_softmax.Weights(tables, biases, [first, *projections], inputs["cluster_table"], cluster_bias)
+    loss, saved = adaptive_softmax.forward(hidden, inputs["targets"], weights, settings["cluster_order"])
+    return {"loss": loss}, (saved, set(inputs))
 
 
 def _adaptive_softmax_backward(d: Arrays, saved: Any) -> Results:
-    d_hidden, of_weights = adaptive_softmax.backward(d["loss"], saved)
+    d_hidden, of_weights = adaptive_softmax.backward(d["loss"], saved[0])
     lists = number("tables", of_weights.tables) | number("biases", of_weights.biases)
     lists |= number("projections", of_weights.projections)
-    return {"hidden": d_hidden, **lists, "cluster_table": of_weights.cluster_table, "cluster_bias": of_weights.cluster_bias}
+    ends = {"cluster_table": of_weights.cluster_table, "cluster_bias": of_weights.cluster_bias}
+    return {"hidden": d_hidden, **{name: array for name, array in (lists | ends).items() if name in saved[1]}}
 
 
 BASIC = {

@@ -1,113 +1,109 @@
-"""Makes the vectors: expected values in extended precision, their bounds, and which known bugs each case catches."""
+"""Makes the vectors: expected values in extended precision, their bounds, and which known bugs each case catches.
+
+`python -m refimpl.golden.generate` writes them anew, with `--check` it compares those that are there.
+"""
 
 import json
+import os
 import platform
 import shutil
+import sys
+import tempfile
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from refimpl import __version__
-from refimpl.functions import Results, evaluate
-from refimpl.golden import bounds, planted
-from refimpl.golden.cases import Case, all_cases
-from refimpl.golden.vectors import BOUND, SCHEMA, VERSION, described, stem, tensors_to_bytes
-from refimpl.golden.verdicts import tolerance
+from refimpl.functions import Results
+from refimpl.golden import bounds, compare, vectors
+from refimpl.golden.cases import ANY, Case, all_cases
+from refimpl.golden.conventions import CONVENTIONS
+from refimpl.golden.margins import Catches, catches, check_power
 
 FLAGS = Path(__file__).with_name("flags.toml")
-SEPARATION = 10  # a bug counts as caught in a dtype if it is off by this many bounds
-LARGEST = 1e12  # of separations: beyond it, and where a result is missing or not finite
 
 
-def generate(folder: Path, tell: Callable[[str], None]) -> None:
-    """Writes every group anew into `folder`. Raises ValueError if a case catches no bug, or a bug is caught by none."""
-    chosen, notes = all_cases(), tomllib.loads(FLAGS.read_text(encoding="utf-8"))
-    results = {case.id: bounds.expected(case) for case in chosen if not case.refused}
-    caught = catches(chosen, results, responses := {
-        case.id: bounds.responses(case, results[case.id]) for case in chosen if not case.refused})
-    tell(f"{len(chosen)} cases, {sum(map(len, caught.values()))} pairs of a case and a bug that it catches")
-    check_power(chosen, caught)
-    for group in dict.fromkeys(case.group for case in chosen):
-        shutil.rmtree(folder / group, ignore_errors=True)
-        (folder / group).mkdir(parents=True)
-        written = [_write(case, results.get(case.id), responses.get(case.id), caught, folder / group)
-                   for case in chosen if case.group == group]
-        named = sorted({flag for case in chosen if case.group == group for flag in case.flags})
-        content = {
-            "schema": SCHEMA, "vectors": VERSION, "group": group, "factor": bounds.FACTOR, "roundoff": bounds.ROUNDOFF,
-            "smallest": bounds.SMALLEST, "checked": bounds.CHECKED, "notes": {flag: notes[flag] for flag in named},
-            "cases": written}
-        _write_json(folder / group / "manifest.json", content)
-    _write_json(folder / "generator.json", {
-        "refimpl": __version__, "numpy": np.__version__, "python": platform.python_version(),
-        "platform": platform.machine(), "longdouble_bits": int(np.finfo(np.longdouble).nmant)})
+def generate(folder: Path) -> None:
+    """Every group anew into `folder`, whose other groups are removed; a process for each core."""
+    shutil.rmtree(folder, ignore_errors=True)
+    chosen = dict.fromkeys(case.group for case in all_cases())
+    slowest_first = sorted(chosen, key=lambda group: group != "model")
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(generate_group, slowest_first, [folder / group for group in slowest_first]))
+    (folder / compare.MAKER).write_text(json.dumps(maker(), indent=1) + "\n", encoding="utf-8")
 
 
-def catches(
-    chosen: list[Case], results: Mapping[str, Results], responses: Mapping[str, Results]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """case -> bug -> dtype -> by how many bounds the bug's results are off, where that is 10 or more."""
-    found: dict[str, dict[str, dict[str, float]]] = {case.id: {} for case in chosen}
-    for bug in planted.bugs().values():
-        with planted.planted(bug):
-            for case in chosen:
-                if case.refused:
-                    continue
-                margins = separations(case, results[case.id], responses[case.id])
-                clear = {dtype: margin for dtype, margin in margins.items() if margin >= SEPARATION}
-                if clear:
-                    found[case.id][bug.id] = clear
+def maker() -> dict[str, Any]:
+    """What vectors depend on in their last bits, beside the cases."""
+    return {"refimpl": __version__, "numpy": np.__version__, "machine": platform.machine(),
+            "libc": " ".join(platform.libc_ver()), "longdouble_bits": int(np.finfo(np.longdouble).nmant)}
+
+
+def generate_group(group: str, folder: Path) -> None:
+    """The files of one group. Raises ValueError if a case catches no bug, or if no case catches a bug of this group."""
+    cases = [case for case in all_cases() if case.group == group]
+    results = {case.id: bounds.expected(case) for case in cases if not case.refused}
+    responses = {case.id: bounds.responses(case, results[case.id]) for case in cases if not case.refused}
+    caught = catches(cases, results, responses)
+    check_power(cases, caught)
+    folder.mkdir(parents=True)
+    written = [_write(case, results.get(case.id), responses.get(case.id), caught[case.id], folder) for case in cases]
+    named = {case.convention for case in cases} - {ANY}
+    content = {
+        "schema": vectors.SCHEMA, "vectors": vectors.VERSION, "group": group, "factor": bounds.FACTOR,
+        "roundoff": bounds.ROUNDOFF, "smallest": bounds.SMALLEST, "checked": bounds.CHECKED,
+        "conventions": {name: CONVENTIONS[name]._asdict() for name in CONVENTIONS if name in named},
+        "notes": _notes(cases, caught), "cases": written}
+    (folder / "manifest.json").write_text(vectors.manifest_text(content), encoding="utf-8")
+
+
+def _notes(cases: list[Case], caught: Mapping[str, Catches]) -> dict[str, Any]:
+    """What each flag of the group says, and which bugs only cases with it catch."""
+    notes, found = tomllib.loads(FLAGS.read_text(encoding="utf-8")), {}
+    for flag in sorted({flag for case in cases for flag in case.flags}):
+        with_flag = {bug for case in cases if flag in case.flags for bug in caught[case.id]}
+        without = {bug for case in cases if flag not in case.flags for bug in caught[case.id]}
+        found[flag] = {**notes[flag], "bugs": sorted(with_flag - without)}
     return found
 
 
-def separations(case: Case, results: Results, limits: Results) -> dict[str, float]:
-    """By how many bounds, in each dtype, what the package computes now is off: the largest over checked elements."""
-    try:
-        with np.errstate(all="ignore"):
-            now = evaluate(case.function, case.settings, case.inputs)
-    except Exception:  # a bug may crash: that is caught, too
-        return dict.fromkeys(bounds.ROUNDOFF, LARGEST)
-    largest = dict.fromkeys(bounds.ROUNDOFF, 0.0)
-    for name, y in results.items():
-        if name not in now or now[name].shape != y.shape or not np.isfinite(now[name]).all():
-            return dict.fromkeys(bounds.ROUNDOFF, LARGEST)
-        for dtype in largest:
-            limit, checked = tolerance(y, limits[name], dtype)
-            off = np.where(checked, np.abs(now[name] - y) / limit, 0)
-            largest[dtype] = min(LARGEST, max(largest[dtype], float(off.max(initial=0))))
-    return {dtype: float(f"{margin:.3g}") for dtype, margin in largest.items()}
-
-
-def check_power(chosen: list[Case], caught: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ValueError unless every case catches some bug, and every bug is caught in each of its groups."""
-    idle = [case.id for case in chosen if not case.refused and not caught[case.id]]
-    missed = [f"{bug.id} in {group}" for bug in planted.bugs().values() for group in bug.groups
-              if not any(bug.id in caught[case.id] for case in chosen if case.group == group)]
-    if idle or missed:
-        raise ValueError(f"expected every case to catch a planted bug and every bug to be caught; cases that catch none: "
-                         f"{', '.join(idle) or 'none'}; bugs that pass: {', '.join(missed) or 'none'}")
-
-
-def _write(
-    case: Case, results: Results | None, limits: Results | None, caught: Mapping[str, Any], folder: Path
-) -> dict[str, Any]:
+def _write(case: Case, results: Results | None, limits: Results | None, caught: Catches, folder: Path) -> dict[str, Any]:
     """A case's files; its manifest entry."""
     entry: dict[str, Any] = {
         "id": case.id, "function": case.function, "convention": case.convention, "flags": list(case.flags),
-        "result": "invalid" if case.refused else "valid", "settings": case.settings, "catches": caught[case.id]}
+        "result": "invalid" if case.refused else "valid", "settings": case.settings, "catches": caught}
     files = {"inputs": dict(case.inputs)}
     if results is not None and limits is not None:
         files["expected"] = {name: np.asarray(y, np.float64) for name, y in results.items()}
-        files["expected"] |= {BOUND + name: limit for name, limit in limits.items()}
+        files["expected"] |= {vectors.BOUND + name: limit for name, limit in limits.items()}
     for kind, tensors in files.items():
-        data = tensors_to_bytes(tensors)
-        (folder / f"{stem(case.id)}.{kind}.safetensors").write_bytes(data)
-        entry[kind] = described(data, tensors)
+        data = vectors.tensors_to_bytes(tensors)
+        (folder / f"{vectors.stem(case.id)}.{kind}.safetensors").write_bytes(data)
+        entry[kind] = vectors.described(data, tensors)
     return entry
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def check(folder: Path) -> list[str]:
+    """How vectors made here differ from those in the folder: in a byte if its maker was as here, else beyond bounds."""
+    with tempfile.TemporaryDirectory() as made:
+        generate(Path(made))
+        return compare.differences(folder, Path(made), exact=compare.made_by(folder) == maker())
+
+
+def main(arguments: list[str]) -> int:
+    """Writes or checks; the exit code."""
+    if arguments != ["--check"]:
+        generate(vectors.FOLDER)
+        return 0
+    found = check(vectors.FOLDER)
+    same = "byte for byte" if compare.made_by(vectors.FOLDER) == maker() else "within the bounds of float64"
+    print("\n".join(found) or f"the vectors are what is made here, {same}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

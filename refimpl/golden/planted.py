@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -76,11 +77,12 @@ def planted(bug: Bug) -> Iterator[None]:
 @contextmanager
 def replaced(sources: dict[str, str]) -> Iterator[None]:
     """The package with other source texts of some modules (named without `refimpl.`), until the block ends."""
+    changed = {name: import_module(f"refimpl.{name}") for name in sources}
     loaded = [module for name, module in sys.modules.items() if name.partition(".")[0] == "refimpl"]
     before = [(module, dict(vars(module))) for module in loaded]
     try:
         for name, text in sources.items():
-            module = sys.modules[f"refimpl.{name}"]
+            module = changed[name]
             old = dict(vars(module))
             exec(compile(text, str(module.__file__), "exec"), vars(module))  # the registry is ours, not input
             _rebind(loaded, old, module)

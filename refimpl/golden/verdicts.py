@@ -9,6 +9,7 @@ from refimpl.arrays import Array
 from refimpl.golden.bounds import CHECKED, FACTOR, ROUNDOFF, SMALLEST
 from refimpl.golden.vectors import Stored
 
+DTYPES = tuple(ROUNDOFF)
 PASS, MISMATCH, UNCHECKED, SKIPPED, CRASHED = "PASS", "MISMATCH", "UNCHECKED", "SKIPPED", "CRASHED"
 """CRASHED: the implementation under test ended without an answer that can be judged."""
 
@@ -58,7 +59,7 @@ def judge(case: Stored, got: Mapping[str, Any], dtype: str) -> Verdict:
             return Verdict(case.id, MISMATCH, (), 0, elements,
                            f"{name}: expected real numbers of shape {y.shape}, got {value.dtype} {value.shape}")
         limit, checked = tolerance(y, case.bounds[name], dtype)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             off = np.abs(value.astype(np.float64) - y) / limit
         off = np.where(np.isnan(off), np.inf, off)
         unchecked += int((~checked).sum())

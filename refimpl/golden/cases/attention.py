@@ -35,10 +35,12 @@ FORMS: Mapping[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no-positions": ({"positions": None}, ("no-positions",)),
     "no-memory": ({"slots": 0}, ("no-memory",)),
     "tiny-mass": ({"far": 8.0, "past": 9, "size": 8, "slots": 0}, ("tiny-mass",)),
-    "overflow": ({"scale": 16.0}, ("overflow",)),
+    "overflow": ({"scale": 32.0}, ("overflow",)),
+    "overflow-double": ({"scale": 512.0, "spans": None, "positions": None, "slots": 0}, ("overflow", "no-memory")),
     "dropout": ({"dropout": 0.25}, ("dropout",)),
     "transformer-xl-positions": ({"positions": "by-head"}, ("u-and-v",)),
 }
+CLOSED_ABOVE: dict[str, Any] = {"above": 1024.0, "past": 9, "size": 8}
 SPLIT = ("ordinary", "past-empty", "past-long", "one-token", "one-vector", "span-zero", "dropout",
          "transformer-xl-positions")
 
@@ -48,6 +50,8 @@ def cases() -> Iterator[Case]:
     for name, (form, flags) in FORMS.items():
         for convention in CONVENTIONS:
             yield core("attention", "all-attention", name, form, flags, convention)
+    for convention in ("exact", "transformer-xl"):  # with ε closed slots count, and would take all
+        yield core("attention", "all-attention", "closed-above", CLOSED_ABOVE, ("overflow",), convention)
     for variant in ("attention-split", "single-head", "head-split"):
         for name in SPLIT:
             form, flags = FORMS[name]
@@ -61,7 +65,7 @@ def cases() -> Iterator[Case]:
 def arguments(
     d: Draw, variant: str, batch: int = 2, block: int = 3, past: int = 3, heads: int = 2, width: int = 2, size: int = 5,
     slots: int = 3, spans: float | str | None = "drawn", positions: str | None = "shared", far: float = 0.0,
-    scale: float = 1.0, dropout: float = 0.0,
+    above: float = 0.0, scale: float = 1.0, dropout: float = 0.0,
 ) -> dict[str, Array]:
     """Inputs of an attention; head-split has one more head that asks than heads with keys."""
     asking = heads + 1 if variant == "head-split" else heads
@@ -78,7 +82,11 @@ def arguments(
     if spans is not None:
         inputs["rho"] = d.shares(heads) if spans == "drawn" else np.full(heads, spans)
     if far:  # nearly all of softmax's weight stands where the mask is nearly closed
-        inputs["keys"][:, : past + block - size + 4] += far * np.sign(inputs["queries"][:, -1:, :heads])
+        far_keys = inputs["keys"][:, : past + block - size + 4]
+        far_keys[:] = (far + np.round(4 * far_keys) / 4) * np.sign(inputs["queries"][:, -1:, :heads])
+        inputs["rho"] = np.full(heads, 1 / 64)
+    if above:  # the largest logits stand where the mask is closed for every query
+        inputs["keys"][:, : past + 1 - 4] = above * np.sign(inputs["queries"][:, -1:, :heads])
         inputs["rho"] = np.full(heads, 1 / 64)
     if dropout:
         inputs["keep"] = d.keep(batch, heads, block, size)

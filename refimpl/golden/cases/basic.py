@@ -33,9 +33,11 @@ def layer_norm() -> Iterator[Case]:
         d = Draw(f"layer-norm {name}")
         yield _layer_norm(name, d, d.numbers(2, 3, width), ())
     d = Draw("layer-norm nearly constant")
-    yield _layer_norm("nearly-constant", d, 1 + d.numbers(2, 3, 4) / 512, ("small-variance",))
+    x = 1 - d.integers(2, 2, 3, 4) / 256
+    x[..., :2] = 1, 255 / 256
+    yield _layer_norm("nearly-constant", d, x, ("small-variance",))
     d = Draw("layer-norm large mean")
-    yield _layer_norm("large-mean", d, 64 + d.numbers(2, 3, 4), ("large-mean",))
+    yield _layer_norm("large-mean", d, 64 + np.round(4 * d.numbers(2, 3, 4)) / 2, ("large-mean",))
 
 
 def _layer_norm(name: str, d: Draw, x: Array, flags: tuple[str, ...]) -> Case:
@@ -67,7 +69,7 @@ def embedding() -> Iterator[Case]:
 
 def softmax() -> Iterator[Case]:
     """Rows that a naive exponential overflows on, too."""
-    for name, scale in {"rows": 1, "one-slot": 1, "large": 50}.items():
+    for name, scale in {"rows": 1, "one-slot": 1, "large": 64, "larger": 1024}.items():
         d = Draw(f"softmax {name}")
         shape = (3, 1) if name == "one-slot" else (3, 4)
         flags = ("overflow",) if scale > 1 else ()
@@ -77,7 +79,8 @@ def softmax() -> Iterator[Case]:
 
 def softmax_loss() -> Iterator[Case]:
     """-log p(target)."""
-    for name, (words, scale) in {"rows": (5, 1), "two-words": (2, 1), "one-word": (1, 1), "large": (5, 50)}.items():
+    forms = {"rows": (5, 1), "two-words": (2, 1), "one-word": (1, 1), "large": (5, 64), "larger": (5, 1024)}
+    for name, (words, scale) in forms.items():
         d = Draw(f"softmax-loss {name}")
         inputs = {"logits": scale * d.numbers(2, 3, words), "targets": d.integers(words, 2, 3), "d_loss": d.numbers(2, 3)}
         yield Case(f"softmax-loss/{name}", "softmax-loss", "softmax-loss", {}, inputs, ANY,
@@ -148,15 +151,18 @@ def masked_softmax() -> Iterator[Case]:
     """a = w e / Σ (w + ε) e: both forms of ε, slots of weight 0, slots that are absent, tiny mass, large logits."""
     forms: dict[str, tuple[float, tuple[str, ...]]] = {
         "plain": (1, ()), "weight-zero": (1, ("weight-zero",)), "absent": (1, ("absent-slot",)),
-        "tiny-mass": (1, ("tiny-mass",)), "large": (40, ("overflow",))}
+        "tiny-mass": (1, ("tiny-mass",)), "large": (64, ("overflow",)), "larger": (1024, ("overflow",)),
+        "absent-above": (1, ("overflow", "absent-slot"))}
     for convention, epsilon in {"exact": 0.0, "published": 1e-8}.items():
         for name, (scale, flags) in forms.items():
             d = Draw(f"masked-softmax {name}")
             logits, weight, present = scale * d.numbers(2, 4), d.shares(2, 4), np.ones(4, bool)
             if name == "weight-zero":
                 weight[:, 1] = 0
-            if name == "absent":
+            if name in ("absent", "absent-above"):
                 present[0] = False
+            if name == "absent-above":
+                logits[:, 0] = 1024
             if name == "tiny-mass":
                 logits[:, 1], weight[:, 1] = 10, 2.0**-20
             inputs = {"logits": logits, "weight": weight, "present": present, "d_attention": d.numbers(2, 4)}
@@ -178,22 +184,40 @@ def adaptive_input() -> Iterator[Case]:
 
 
 def adaptive_softmax() -> Iterator[Case]:
-    """Both orders of the head's cluster slots; torch's form has no biases and no projection of the head."""
+    """Both orders of the head's cluster slots."""
     for name, sizes in CLUSTERS.items():
-        orders = {"exact": "ascending", "published": "reversed", "torch": "ascending"} if len(sizes) > 2 else {
-            ANY: "ascending", "torch": "ascending"}
+        orders = {"exact": "ascending", "published": "reversed"} if len(sizes) > 2 else {ANY: "ascending"}
         for convention, order in orders.items():
             d = Draw(f"adaptive-softmax {name}")
-            targets = np.resize(np.arange(sum(sizes)), (2, sum(sizes) // 2 + 1))
-            inputs = {**_tables(d, sizes), **{f"biases.{i}": d.numbers(size) for i, size in enumerate(sizes)}}
-            inputs |= {"cluster_table": d.numbers(len(sizes) - 1, 4), "cluster_bias": d.numbers(len(sizes) - 1),
-                       "hidden": d.numbers(*targets.shape, 4), "targets": targets, "d_loss": d.numbers(*targets.shape)}
-            if convention == "torch":
-                inputs |= {key: np.zeros_like(array) for key, array in inputs.items() if "bias" in key}
-                inputs["projections.0"] = np.eye(4)
-            suffix = "" if convention == ANY else f"@{convention}"
-            yield Case(f"adaptive-softmax/{name}{suffix}", "adaptive-softmax", "adaptive-softmax", {"cluster_order": order},
-                       inputs, convention, _cluster_flags(name))
+            biases = {f"biases.{i}": d.numbers(size) for i, size in enumerate(sizes)}
+            biases["cluster_bias"] = d.numbers(len(sizes) - 1)
+            yield _adaptive_softmax(name, convention, order, d, sizes, biases)
+    yield from torch_softmax()
+
+
+def torch_softmax() -> Iterator[Case]:
+    """What PyTorch's AdaptiveLogSoftmaxWithLoss has: no projection of the head, biases of the head alone, if any.
+
+    It takes no cluster without words, nor one cluster alone.
+    """
+    for name in ("two", "three", "one-word-each"):
+        for suffix in ("", "-head-bias"):
+            d, sizes = Draw(f"adaptive-softmax {name}{suffix}"), CLUSTERS[name]
+            biases = {"biases.0": d.numbers(sizes[0]), "cluster_bias": d.numbers(len(sizes) - 1)} if suffix else {}
+            case = _adaptive_softmax(name + suffix, "torch", "ascending", d, sizes, biases)
+            inputs = {key: array for key, array in case.inputs.items() if key != "projections.0"}
+            yield case._replace(inputs=inputs)
+
+
+def _adaptive_softmax(
+    name: str, convention: str, order: str, d: Draw, sizes: tuple[int, ...], biases: dict[str, Array]
+) -> Case:
+    targets = np.resize(np.arange(sum(sizes)), (2, sum(sizes) // 2 + 1))
+    inputs = {**_tables(d, sizes), **biases, "cluster_table": d.numbers(len(sizes) - 1, 4),
+              "hidden": d.numbers(*targets.shape, 4), "targets": targets, "d_loss": d.numbers(*targets.shape)}
+    suffix = "" if convention == ANY else f"@{convention}"
+    return Case(f"adaptive-softmax/{name}{suffix}", "adaptive-softmax", "adaptive-softmax", {"cluster_order": order},
+                inputs, convention, _cluster_flags(name.removesuffix("-head-bias")))
 
 
 def _tables(d: Draw, sizes: tuple[int, ...]) -> dict[str, Array]:

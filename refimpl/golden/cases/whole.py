@@ -22,6 +22,7 @@ FORMS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "transformer": (FEED_FORWARD, ()),
     "pre-norm": ({"norm": "pre"}, ("pre-norm",)),
     "fixed-span": ({"adaptive_span": False}, ("no-span",)),
+    "span-over-segments": ({"span": 7}, ()),
     "adaptive": (CLUSTERS, ("cluster-order",)),
     "adaptive-tied": (TIED, ("cluster-order", "tied")),
     "adaptive-tied-transformer": ({**TIED, **FEED_FORWARD}, ("cluster-order", "tied")),

@@ -1,0 +1,20 @@
+"""What the last bits of a result depend on beside its settings: NumPy, BLAS with the kernels that it uses, threads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from refimpl.arrays import available_cores, blas_libraries
+
+
+def computing() -> dict[str, Any]:
+    """This process's, as plain JSON: numpy, blas, threads."""
+    blas = [f"{library['internal_api']} {library['version']} {library.get('architecture', '')}".strip()
+            for library in blas_libraries()]
+    return {"numpy": np.__version__, "blas": ", ".join(blas) or "unknown", "threads": available_cores()}
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two of them, in words; "" if nothing does."""
+    return "; ".join(f"{name} {before.get(name)} before, {now[name]} now" for name in now if now[name] != before.get(name))

@@ -1,0 +1,210 @@
+"""Implementations under test: a Python function, a program, or a folder of results. Each in a process of its own."""
+
+import contextlib
+import json
+import shlex
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from refimpl.errors import CalledFailedError, InputError
+from refimpl.functions import Results, evaluate
+from refimpl.golden import exchange, processes
+from refimpl.golden.processes import Worker
+from refimpl.golden.vectors import Stored, stem
+
+NOT_IMPLEMENTED = 10  # exit code of a program that does not have a case's function
+TAIL = 400  # characters of what an implementation said before it ended
+
+
+class Answer(NamedTuple):
+    """What came of one case.
+
+    kind: "results", "refused" (it raised an error), "skipped" (not implemented), "wrong" (results that are not of the dtype
+    under test) or "crashed".
+    """
+
+    kind: str
+    results: Results
+    message: str = ""
+
+
+class Adapter(Protocol):
+    """An implementation under test. functions: those that it declares; None = it declares nothing."""
+
+    name: str
+    functions: frozenset[str] | None
+
+    def answer(self, case: Stored, dtype: str) -> Answer: ...
+
+
+class Reference:
+    """refimpl itself, in this process."""
+
+    name = "refimpl"
+    functions: frozenset[str] | None = None
+
+    def answer(self, case: Stored, dtype: str) -> Answer:
+        """Its results in the dtype. Raises InputError for one that NumPy does not compute in."""
+        if dtype not in ("float64", "float32"):
+            raise InputError(f"--dtype: refimpl itself computes in float64 and float32, got {dtype}")
+        inputs = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in case.inputs.items()}
+        try:
+            with np.errstate(all="ignore"):
+                return Answer("results", evaluate(case.entry["function"], case.entry["settings"], inputs))
+        except (ValueError, IndexError) as error:
+            return Answer("refused", {}, f"{type(error).__name__}: {error}")
+
+
+class ResultsFolder:
+    """Results made elsewhere: DIR/GROUP/CASE.results.safetensors, or an empty DIR/GROUP/CASE.refused."""
+
+    functions: frozenset[str] | None = None
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InputError unless there is such a folder."""
+        if not folder.is_dir():
+            raise InputError(f"--results: expected a folder, got {folder}")
+        self.name, self._folder = str(folder), folder
+
+    def answer(self, case: Stored, dtype: str) -> Answer:
+        """What the folder holds of a case."""
+        place = self._folder / case.entry["group"]
+        if (place / f"{stem(case.id)}.refused").is_file():
+            return Answer("refused", {}, "refused")
+        path = place / f"{stem(case.id)}.{exchange.RESULTS}"
+        if not path.is_symlink() and not path.exists():
+            return Answer("skipped", {}, f"no {path.name}")
+        return _read(path, dtype)
+
+
+class Program:
+    """A program: `COMMAND --describe` prints {"functions": […]}; `COMMAND CASE OUT` writes OUT/results.safetensors.
+
+    Exit code 0 = done, 10 = not implemented, another = refused.
+    """
+
+    def __init__(self, command: str, time_limit: float) -> None:
+        """Raises InputError if the command can't be started, CalledFailedError if it does not describe itself."""
+        self.name, self._command, self._time_limit = command, shlex.split(command), time_limit
+        if not self._command:
+            raise InputError("--command: expected a program, got nothing")
+        try:
+            code, said, out = processes.run([*self._command, "--describe"], time_limit)
+        except OSError as error:
+            raise InputError(f"--command: expected a program that starts, got {command}: {error.strerror}") from error
+        try:
+            listed = json.loads(out)["functions"] if code == 0 else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CalledFailedError(f"{command} --describe: expected JSON with functions, got {out[:80]!r}") from error
+        if code != 0:
+            raise CalledFailedError(f"{command} --describe ended with {code}: {said[-TAIL:].strip()}")
+        self.functions = None if listed is None else frozenset(map(str, listed))
+
+    def answer(self, case: Stored, dtype: str) -> Answer:
+        """One run of the program."""
+        with tempfile.TemporaryDirectory(prefix="refimpl-") as folder:
+            given, out = Path(folder, "case"), Path(folder, "out")
+            exchange.write_case(given, case, dtype)
+            out.mkdir()
+            try:
+                code, said, _ = processes.run([*self._command, str(given), str(out)], self._time_limit)
+            except OSError as error:
+                return Answer("crashed", {}, f"could not be started: {error.strerror}")
+            last = said.strip()[-TAIL:]
+            if code is None:
+                return Answer("crashed", {}, f"no answer within {self._time_limit:g} s")
+            if code < 0:
+                return Answer("crashed", {}, f"ended by {signal.Signals(-code).name} {last}".strip())
+            if code == NOT_IMPLEMENTED:
+                return Answer("skipped", {}, "not implemented")
+            if code != 0:
+                return Answer("refused", {}, f"exit code {code}: {last}")
+            return _read(out / exchange.RESULTS, dtype)
+
+
+def _read(path: Path, dtype: str) -> Answer:
+    try:
+        return Answer("results", exchange.read_results(path, dtype))
+    except exchange.WrongNumbersError as error:
+        return Answer("wrong", {}, str(error))
+    except exchange.BadResultsError as error:
+        return Answer("crashed", {}, str(error))
+
+
+class Function:
+    """`package.module:function` in a worker process, which is started anew after a crash or when its time runs out.
+
+    function(name, settings, inputs) -> results by name, or None if it does not have that function.
+    """
+
+    def __init__(self, reference: str, time_limit: float) -> None:
+        """Raises InputError if there is no such function, CalledFailedError if it does not start."""
+        if not all(reference.partition(":")):
+            raise InputError(f"--adapter: expected package.module:function, got {reference!r}")
+        self.name, self._reference, self._time_limit = reference, reference, time_limit
+        self._worker: Worker | None = None
+        self.functions = self._start()[1]
+
+    def _start(self) -> tuple[Worker, frozenset[str] | None]:
+        """A new worker, and what it declares."""
+        worker = self._worker = Worker(self._reference)
+        told = _told(worker.line(60 + self._time_limit))  # an import may take long
+        if "functions" not in told:
+            said = self.close()[1]
+            raise (CalledFailedError if told.get("outside", True) else InputError)(
+                f"--adapter {self._reference}: {told.get('error', f'it did not start: {said}')}")
+        return worker, None if told["functions"] is None else frozenset(told["functions"])
+
+    def answer(self, case: Stored, dtype: str) -> Answer:
+        """One call."""
+        worker = self._worker or self._start()[0]
+        with tempfile.TemporaryDirectory(prefix="refimpl-") as folder:
+            given, out = Path(folder, "case"), Path(folder, "out")
+            exchange.write_case(given, case, dtype)
+            worker.ask(json.dumps([str(given), str(out)]))
+            line = worker.line(self._time_limit)
+            if line is None:
+                self.close()
+                return Answer("crashed", {}, f"no answer within {self._time_limit:g} s")
+            told = _told(line)
+            if not {"kind", "message"} <= told.keys():
+                code, said = self.close()
+                ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                return Answer("crashed", {}, f"the process ended with {ended}: {said}".rstrip(": "))
+            if told["kind"] == "results":
+                return _read(out / exchange.RESULTS, dtype)
+            return Answer(told["kind"], {}, told["message"])
+
+    def close(self) -> tuple[int, str]:
+        """Ends the worker; its exit code, and what it said last."""
+        worker, self._worker = self._worker, None
+        code, said = worker.end() if worker is not None else (0, "")
+        return code, said.strip()[-TAIL:]
+
+
+def _told(line: bytes | None) -> dict[str, Any]:
+    """A line of the worker's; {} if there is none, or if something else wrote into its pipe."""
+    try:
+        told = json.loads(line or b"{}")
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+@contextlib.contextmanager
+def opened(adapter: str | None, command: str | None, results: Path | None, time_limit: float) -> Iterator[Adapter]:
+    """The implementation that was asked for; without one, refimpl itself."""
+    if sum(given is not None for given in (adapter, command, results)) > 1:
+        raise InputError("golden verify: expected one of --adapter, --command and --results, got several")
+    if adapter is not None:
+        with contextlib.closing(Function(adapter, time_limit)) as function:
+            yield function
+    elif command is not None:
+        yield Program(command, time_limit)
+    else:
+        yield ResultsFolder(results) if results is not None else Reference()
