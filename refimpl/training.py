@@ -8,7 +8,7 @@ from refimpl import model, optimizers
 from refimpl.arrays import Array, available_cores, map_in_threads, module_of, quiet, to_library_of
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import NonFiniteError
-from refimpl.inputs import draw_masks
+from refimpl.inputs import keep_masks
 from refimpl.parameters import Parameters
 from refimpl.variants import attention_core
 
@@ -61,8 +61,7 @@ def update(
     core = attention_core(train_config.attention, p.vector)
 
     def compute(rows: slice) -> _Share:
-        like = p.vector
-        masks = draw_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, like, rows.start)
+        masks = keep_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, rows.start)
         with quiet():
             out = model.forward(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
             return _Share(out, model.backward(out.saved), rows)

@@ -203,16 +203,16 @@ def test_nothing_of_the_size_of_all_weights_outlives_a_tile():
         arrays._in_worker.set(True)
         tracemalloc.start()
         try:
-            _, saved = tiled_attention.attend(arguments, options, *keep, tiling)
+            y, saved = tiled_attention.attend(arguments, options, *keep, tiling)
             after_forward = tracemalloc.get_traced_memory()[0] - scratch_bytes()
             tiled_attention.backward(dy, saved)
-            return saved, after_forward, tracemalloc.get_traced_memory()[1], scratch_bytes()
+            return y, saved, after_forward, tracemalloc.get_traced_memory()[1], scratch_bytes()
         finally:
             tracemalloc.stop()
 
     with ThreadPoolExecutor(1) as pool:
-        saved, after_forward, peak, scratch = pool.submit(measured).result()
-    assert after_forward < saved.y.nbytes + 2 * saved.total.nbytes + 50_000
+        y, saved, after_forward, peak, scratch = pool.submit(measured).result()
+    assert after_forward < y.nbytes + 2 * saved.total.nbytes + 50_000
     assert scratch < weights / 6
     assert peak < scratch + weights / 20
 
@@ -224,7 +224,8 @@ def scratch_bytes():
 @pytest.mark.parametrize(("change", "message"), [
     ({"queries": np.zeros((2, 3, 6))}, "queries and keys: expected"),
     ({"rho": np.zeros(4)}, r"rho: expected \(3,\), got \(4,\)"),
-    ({"queries": np.zeros((2, 5, 3, 2), complex)}, "tiled attention: expected real NumPy arrays, got ndarray of complex128"),
+    ({"queries": np.zeros((2, 5, 3, 2), complex)}, "queries: expected a real NumPy array for attention in tiles, got nd"),
+    ({"rho": np.zeros(3, complex)}, "rho: expected a real NumPy array for attention in tiles, got ndarray of comp"),
 ])
 def test_what_does_not_fit_is_named(change, message):
     with pytest.raises(InputError, match=message):
@@ -263,9 +264,9 @@ def windows_overwritten(_):
 
 
 def padding_of(name, change):
-    """`padded` with what it is given under one name changed by a function of the rows and the column."""
-    return lambda right: lambda called, rows, length, start=0, column=None: right(
-        called, *(change(rows, length, start, column) if called == name else (rows, length, start, column)))
+    """`padded` with what it is given under one name changed by a function of the rows, the length and the start."""
+    return lambda right: lambda called, rows, length, start=0: right(
+        called, *(change(rows, length, start) if called == name else (rows, length, start)))
 
 
 BOTH_HEADS = (tiled_attention, tiled_gradients)
@@ -277,14 +278,14 @@ PLANTS = {
     "positions nearest first": (BOTH_HEADS, "head", changed_head(table=lambda table: table[::-1]), FULL),
     "a persistent key for another": (BOTH_HEADS, "head", changed_head(memory_keys=lambda keys: np.roll(keys, 1, 0)), FULL),
     "windows overwritten": ((tiled_gradients,), "_add_windows", windows_overwritten, FULL),
-    "r of another row": ((tiled_gradients,), "padded", padding_of(
-        "dy", lambda rows, length, start, column: (rows, length, start, np.roll(column, 1))), KINK),
+    "r of another row": ((tiled_gradients,), "_softmax_backward", lambda right: lambda d, exponentials, total, *rest: right(
+        d, exponentials, np.roll(total, 1, 0), *rest), KINK),
     "another mask in backward": ((tiled_gradients,), "keep_context",
                                  lambda right: lambda *given: right(*given)[:, ::-1], FULL),
     "persistent slots' masks reversed": ((tiled_logits,), "padded", padding_of(
         "keep memory", lambda rows, *rest: (rows[:, ::-1], *rest)), FULL),
     "keys of the future": ((tiled_logits,), "padded", padding_of(
-        "keys", lambda rows, length, start, column: (rows, length, start - 1, column)), FULL),
+        "keys", lambda rows, length, start: (rows, length, start - 1)), FULL),
 }
 
 

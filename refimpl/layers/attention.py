@@ -9,6 +9,7 @@ from refimpl.arrays import Array, array_module, square_root
 from refimpl.errors import InputError
 from refimpl.layers import dropout as drop
 from refimpl.layers import masked_softmax, positions, span, windows
+from refimpl.masks import Keep, drawn
 
 
 class Options(NamedTuple):
@@ -56,7 +57,7 @@ class Saved(NamedTuple):
 
 
 def forward(
-    arguments: Arguments, options: Options, keep: Array | None = None, keep_memory: Array | None = None
+    arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None
 ) -> tuple[Array, Saved]:
     """y_t = Σ_c a_tc v_c + Σ_n a_tn √N ν_n,  a = w ⊙ e^s / Σ (w + ε) e^s jointly over S + N slots  -> (B, T, H, E).
 
@@ -70,7 +71,7 @@ def forward(
 
 
 def attend(
-    arguments: Arguments, options: Options, keep: Array | None = None, keep_memory: Array | None = None
+    arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None
 ) -> tuple[Array, Saved]:
     """The function itself: a query that sees nothing gives 0."""
     queries, keys, values, table, memory_keys, memory_values, _, content_bias, position_bias = arguments
@@ -91,7 +92,7 @@ def attend(
     exists = windows.exists(xp, keys.shape[1] - block, block, options.span, options.attend_self)
     weight, present, mask = _weights(arguments, options, exists)
     attention, softmax = masked_softmax.forward(logits, weight, present, options.normalizer_epsilon)
-    kept, dropped = drop.forward(attention, _kept_slots(keep, keep_memory, memory_keys), options.dropout)
+    kept, dropped = drop.forward(attention, _kept_slots(keep, keep_memory, memory_keys, queries), options.dropout)
 
     y, mix = windows.mix_forward(kept[..., : options.span], values, options.attend_self)
     if memory_values is not None:
@@ -146,9 +147,10 @@ def _biased(queries: Array, bias: Array | None) -> Array:
     return queries if bias is None else queries + bias
 
 
-def _kept_slots(keep: Array | None, keep_memory: Array | None, memory: Array | None) -> Array | None:
+def _kept_slots(keep: Keep, keep_memory: Keep, memory: Array | None, queries: Array) -> Array | None:
     """One keep-mask over all slots; None if nothing is dropped."""
     check_keep(keep, keep_memory, memory)
+    keep, keep_memory = drawn(keep, queries), drawn(keep_memory, queries)
     if keep is None or memory is None:
         return keep
     return array_module({"keep": keep, "keep_memory": keep_memory}).concatenate([keep, keep_memory], axis=-1)
@@ -202,7 +204,7 @@ def check_sight(arguments: Arguments, options: Options) -> None:
                          "vectors, or attend_self")
 
 
-def check_keep(keep: Array | None, keep_memory: Array | None, memory: Array | None) -> None:
+def check_keep(keep: Keep, keep_memory: Keep, memory: Array | None) -> None:
     """Raises InputError unless the keep-masks are those of all slots, or none."""
     if (keep is None and keep_memory is not None) or (keep is not None and (keep_memory is None) != (memory is None)):
         raise InputError("keep and keep_memory: expected one for the context and one for the persistent vectors, or neither")

@@ -8,10 +8,11 @@ from types import ModuleType
 from refimpl.arrays import Array, module_of
 from refimpl.layers import attention, persistent_attention
 from refimpl.layers.split_attention import Saved
+from refimpl.masks import Keep
 
 
 def forward(
-    arguments: attention.Arguments, options: attention.Options, keep: Array | None = None, keep_memory: Array | None = None,
+    arguments: attention.Arguments, options: attention.Options, keep: Keep = None, keep_memory: Keep = None,
     core: ModuleType = attention,
 ) -> tuple[Array, Saved]:
     """y of head h = Σ_c a_tc v_c for the first C heads, Σ_n a_tn √N ν_n for the others, side by side -> (B, T, H, E).

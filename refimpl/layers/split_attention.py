@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from refimpl.arrays import Array
 from refimpl.errors import InputError
 from refimpl.layers import attention, persistent_attention
+from refimpl.masks import Keep
 
 
 class Saved(NamedTuple):
@@ -22,7 +23,7 @@ class Saved(NamedTuple):
 
 
 def forward(
-    arguments: attention.Arguments, options: attention.Options, keep: Array | None = None, keep_memory: Array | None = None,
+    arguments: attention.Arguments, options: attention.Options, keep: Keep = None, keep_memory: Keep = None,
     core: ModuleType = attention,
 ) -> tuple[Array, Saved]:
     """y_t = Σ_c a_tc v_c + Σ_n a_tn √N ν_n,  Σ_c a_tc = 1 (up to ε; 0 if nothing is there),  Σ_n a_tn = 1.

@@ -13,19 +13,31 @@ from typing import TypeVar
 
 import numpy as np
 
-from refimpl.arrays import Array, available_cores, is_device, largest_exponent, map_in_threads, square_root
+from refimpl.arrays import Array, available_cores, is_device, map_in_threads, square_root
 from refimpl.errors import InputError
 from refimpl.layers import attention, span
 from refimpl.layers.attention import Arguments, Options
 from refimpl.layers.tiled_gradients import Saved, Task, backward_task
-from refimpl.layers.tiled_logits import Head, Problem, context_logits, head, keep_context, keep_memory, problem, reach, rows
+from refimpl.layers.tiled_logits import (
+    Head,
+    Problem,
+    exponentials,
+    head,
+    keep_context,
+    keep_memory,
+    logits,
+    problem,
+    reach,
+    rows,
+)
 from refimpl.layers.tiles import TILING, Block, Tiling, block, product, scratch
+from refimpl.masks import Keep
 
 Result = TypeVar("Result")
 
 
 def forward(
-    arguments: Arguments, options: Options, keep: Array | None = None, keep_memory: Array | None = None,
+    arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None,
     tiling: Tiling = TILING,
 ) -> tuple[Array, Saved]:
     """As attention.forward, for real NumPy arrays."""
@@ -35,20 +47,22 @@ def forward(
 
 
 def attend(
-    arguments: Arguments, options: Options, keep: Array | None = None, keep_memory: Array | None = None,
+    arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None,
     tiling: Tiling = TILING,
 ) -> tuple[Array, Saved]:
     """As attention.attend, for real NumPy arrays."""
+    for name, array in arguments._asdict().items():
+        if array is not None and (is_device(array) or array.dtype.kind != "f"):
+            came = f"{type(array).__name__} of {array.dtype}"
+            raise InputError(f"{name}: expected a real NumPy array for attention in tiles, got {came}")
     queries = arguments.queries
-    if is_device(queries) or queries.dtype.kind != "f":
-        raise InputError(f"tiled attention: expected real NumPy arrays, got {type(queries).__name__} of {queries.dtype}")
     attention.check_keep(keep, keep_memory, arguments.memory_keys)
     given = problem(arguments, options, keep, keep_memory, tiling)
     batch, length, heads, _ = queries.shape
     shift, total = np.empty((2, batch, heads, length), queries.dtype)
-    saved = Saved(given, np.empty(queries.shape, queries.dtype), shift, total)
-    _in_tasks(partial(_forward_task, saved), given)
-    return saved.y, saved
+    y, saved = np.empty(queries.shape, queries.dtype), Saved(given, shift, total)
+    _in_tasks(partial(_forward_task, y, saved), given)
+    return y, saved
 
 
 def _in_tasks(function: Callable[[Task], Result], given: Problem) -> list[tuple[Task, Result]]:
@@ -62,52 +76,47 @@ def _in_tasks(function: Callable[[Task], Result], given: Problem) -> list[tuple[
     return sorted(zip(tasks, results, strict=True), key=lambda pair: (pair[0].head, pair[0].texts.start))
 
 
-def _forward_task(saved: Saved, task: Task) -> None:
-    """Fills in y, shift and total of one head and some texts."""
+def _forward_task(outputs: Array, saved: Saved, task: Task) -> None:
+    """Fills in the outputs, shift and total of one head and some texts."""
     given, of_head = saved.problem, head(saved.problem, task.head)
-    at, (_, length, _, width), dtype = of_head.cut, saved.y.shape, saved.y.dtype
-    slots = 0 if of_head.memory_keys is None else len(of_head.memory_keys)
+    at, (_, length, _, width), dtype, slots = of_head.cut, outputs.shape, outputs.dtype, len(of_head.memory_keys)
     for text in task.texts:
         of_text = rows(given, of_head, text)
-        y, shift, total = scratch("y", (at.queries, width), dtype), *scratch("totals", (2, at.queries), dtype)
+        y, (shift, total) = scratch("y", (at.queries, width), dtype), scratch("totals", (2, at.queries), dtype)
         for tiles in at.stacks():
             weights, free = (block(name, at, tiles.stop - tiles.start, slots, dtype) for name in ("weights", "free"))
             here = at.rows_of(tiles)
-            context_logits(weights, free, of_head, of_text, tiles)
-            if of_head.memory_keys is not None:
-                np.matmul(of_text.memory[here], of_head.memory_keys[:, :width].T, out=weights.memory)
-            shift[here], total[here] = _exponentials(weights, of_head, given.options.normalizer_epsilon)
-            if given.keep is not None:
-                weights.band[...] *= keep_context(given, of_head, text, tiles)
-            np.matmul(weights.context, of_text.values[tiles, :, :width], out=at.by_tile(y[here]))
-            if of_head.memory_values is not None:
-                if given.keep_memory is not None:
-                    weights.memory[...] *= keep_memory(given, of_head, text, here, slice(slots))
-                y[here] += product(weights.memory, of_head.memory_values[:, :width])
+            logits(weights, free, of_head, of_text, tiles)
+            shift[here] = _shift(weights, of_head.unweighted)
+            exponentials(weights, shift[here, None], of_head.unweighted)
+            total[here] = _weigh(weights, of_head, given.options.normalizer_epsilon)
+            if (keep := keep_context(of_text, of_head, length, tiles)) is not None:
+                weights.band[...] *= keep
+            np.matmul(weights.context, of_text.values[tiles], out=at.by_tile(y[here]))
+            if (keep := keep_memory(of_text, of_head, length, here)) is not None:
+                weights.memory[...] *= keep
+            y[here] += product(weights.memory, of_head.memory_values)
         y /= (total if given.keep is None else total * (1 - given.options.dropout))[:, None]
-        saved.y[text, :, task.head] = y[:length]
+        outputs[text, :, task.head] = y[:length]
         saved.shift[text, task.head], saved.total[text, task.head] = shift[:length], total[:length]
 
 
-def _exponentials(logits: Block, of_head: Head, epsilon: float) -> tuple[Array, Array]:
-    """w e^(s - shift) in place of the logits s; returns each row's shift and Z = Σ (w + ε) e^(s - shift).
-
-    The shift is the row's largest logit with w + ε > 0; none where all of a block's are small and exp needs none.
-    """
-    weights, ones = logits.whole, np.ones(logits.whole.shape[1], logits.whole.dtype)
-    logits.band[..., : of_head.unweighted] = -np.inf
-    shift = weights.max(-1)
+def _shift(logits: Block, unweighted: int) -> Array:
+    """Each row's largest logit with w + ε > 0, 0 if there is none; those with w + ε = 0 become -∞."""
+    logits.band[..., :unweighted] = -np.inf
+    shift: Array = logits.whole.max(-1)
     shift[np.isneginf(shift)] = 0
-    if (np.abs(shift) < largest_exponent(shift.dtype) / 2).all():
-        shift[...] = 0
-    else:
-        weights -= shift[:, None]
-    np.exp(weights, out=weights)
+    return shift
+
+
+def _weigh(exponentials: Block, of_head: Head, epsilon: float) -> Array:
+    """w e in place of e = e^(s - shift); returns each row's Z = Σ (w + ε) e, 1 where nothing counts."""
+    weights, ones = exponentials.whole, np.ones(exponentials.whole.shape[1], exponentials.whole.dtype)
     total = epsilon * (weights @ ones) if epsilon else 0
-    logits.band[..., : len(of_head.ramp)] *= of_head.ramp
+    exponentials.band[..., : len(of_head.ramp)] *= of_head.ramp
     total = total + weights @ ones
     total[total == 0] = 1
-    return shift, total
+    return total
 
 
 def backward(dy: Array, saved: Saved) -> Arguments:

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.arrays import Array, square_root
+from refimpl.arrays import Array, largest_exponent, square_root
 from refimpl.layers import span
 from refimpl.layers.attention import Arguments, Options
 from refimpl.layers.tiles import Block, Cut, Tiling, cut, padded, windows
+from refimpl.masks import Keep, Mask, Row
 
 
 class Problem(NamedTuple):
@@ -18,8 +19,8 @@ class Problem(NamedTuple):
 
     arguments: Arguments
     options: Options
-    keep: Array | None
-    keep_memory: Array | None
+    keep: Keep
+    keep_memory: Keep
     tiling: Tiling
     mask: Array | None
     mask_saved: span.MaskSaved | None
@@ -30,7 +31,7 @@ class Head(NamedTuple):
     """One head's constants, farthest position first.
 
     ramp: w of the farthest positions, up to the last where it is not 1 or has a slope; the first `unweighted` have w + ε = 0
-    · table p / √E (size, E) · memory_keys μ and memory_values √N ν (N, E + 1) with a column of ones.
+    · table p / √E (size, E) · memory_keys μ and memory_values √N ν (N, E).
     """
 
     number: int
@@ -38,15 +39,16 @@ class Head(NamedTuple):
     ramp: Array
     unweighted: int
     table: Array | None
-    memory_keys: Array | None
-    memory_values: Array | None
+    memory_keys: Array
+    memory_values: Array
 
 
 class Rows(NamedTuple):
-    """One text's rows for a head, 0 where they are padded; maybe with a column E that adds to every logit.
+    """One text's rows for a head, 0 where they are padded.
 
-    Queries as each kind of slot sees them, (T or more, E): content q + u, position q + v, memory q. Windows (tiles, width,
-    E + 1) of keys k / √E and of values, whose column E holds ones.
+    Queries as each kind of slot sees them, (T or more, E): content q + u, position q + v, memory q · windows of keys k / √E
+    and of values, (tiles, width, E) · dropout's masks of all heads, None = nothing is dropped: keep (H, T, S) nearest first
+    and keep_memory (H, T, N), or where they are drawn from.
     """
 
     content: Array
@@ -54,11 +56,11 @@ class Rows(NamedTuple):
     memory: Array
     keys: Array
     values: Array
+    keep: Array | Row | None
+    keep_memory: Array | Row | None
 
 
-def problem(
-    arguments: Arguments, options: Options, keep: Array | None, keep_memory: Array | None, tiling: Tiling
-) -> Problem:
+def problem(arguments: Arguments, options: Options, keep: Keep, keep_memory: Keep, tiling: Tiling) -> Problem:
     """The arguments, and what all heads share."""
     mask, mask_saved, table = None, None, None
     if arguments.rho is not None:
@@ -84,6 +86,7 @@ def head(given: Problem, number: int) -> Head:
     queries, keys, _, _, memory_keys, memory_values = given.arguments[:6]
     size, epsilon = reach(given, number), given.options.normalizer_epsilon
     ramp, unweighted, table, slots = np.ones(0, queries.dtype), 0, given.table, 0
+    unit_keys = unit_values = np.empty((0, queries.shape[3]), queries.dtype)
     if given.mask is not None and given.mask_saved is not None:
         mask, on_ramp = given.mask[number, size - 1 :: -1], given.mask_saved.on_ramp[number, size - 1 :: -1]
         ramp = mask[: int(((mask < 1) | on_ramp).sum())]
@@ -92,38 +95,37 @@ def head(given: Problem, number: int) -> Head:
         table = (table[number] if table.ndim == 3 else table)[given.options.span - size :]
     if memory_keys is not None and memory_values is not None:
         slots = memory_keys.shape[1]
-        memory_keys = padded("memory keys", memory_keys[number], slots, column=1)
-        memory_values = padded("memory values", memory_values[number], slots, column=1)
-        memory_values[:, :-1] *= square_root(slots, queries.dtype)
+        unit_keys, unit_values = memory_keys[number], memory_values[number] * square_root(slots, queries.dtype)
     past = keys.shape[1] - queries.shape[1]
     of_head = cut(queries.shape[1], past, size, slots, given.options.attend_self, given.tiling)
-    return Head(number, of_head, ramp, unweighted, table, memory_keys, memory_values)
+    return Head(number, of_head, ramp, unweighted, table, unit_keys, unit_values)
 
 
-def rows(given: Problem, of_head: Head, text: int, column: Array | None = None) -> Rows:
-    """One text's rows; column (T) adds to every logit of a query."""
+def rows(given: Problem, of_head: Head, text: int) -> Rows:
+    """One text's rows."""
     arguments, at, number = given.arguments, of_head.cut, of_head.number
-    queries, width = arguments.queries[text, :, number], arguments.queries.shape[3]
-    content = memory = padded("queries", queries, at.queries, column=column)
+    queries = arguments.queries[text, :, number]
+    content = position = memory = padded("queries", queries, at.queries)
     if arguments.content_bias is not None:
-        content = padded("content", queries + arguments.content_bias[number], at.queries, column=column)
-    position = memory[:, :width]
+        content = padded("content", queries + arguments.content_bias[number], at.queries)
     if arguments.position_bias is not None:
         position = padded("position", queries + arguments.position_bias[number], at.queries)
-    keys = padded("keys", arguments.keys[text, :, number], at.length, -at.first, 1)
-    keys[:, :width] /= square_root(width, keys.dtype)
-    values = padded("values", arguments.values[text, :, number], at.length, -at.first, 1)
-    return Rows(content, position, memory, windows(keys, at), windows(values, at))
+    keys = padded("keys", arguments.keys[text, :, number], at.length, -at.first)
+    keys /= square_root(keys.shape[1], keys.dtype)
+    values = padded("values", arguments.values[text, :, number], at.length, -at.first)
+    keep, keep_memory = (mask.row(text) if isinstance(mask, Mask) else None if mask is None else mask[text]
+                         for mask in (given.keep, given.keep_memory))
+    return Rows(content, position, memory, windows(keys, at), windows(values, at), keep, keep_memory)
 
 
-def context_logits(out: Block, free: Block, of_head: Head, of_text: Rows, tiles: slice) -> None:
-    """s_tc = ((q + u) · k_c + (q + v) · p_δ) / √E of some tiles into `out`, -∞ beside the band; `free` is overwritten.
+def logits(out: Block, free: Block, of_head: Head, of_text: Rows, tiles: slice) -> None:
+    """The logits of some tiles into `out`, -∞ beside the band; `free` is overwritten.
 
-    One product for the keys, and one for the positions, which goes where the other's diagonal band will be added.
+    s_tc = ((q + u) · k_c + (q + v) · p_δ) / √E: one product for the keys, and one for the positions, which goes where the
+    other's diagonal band will be added. s_tn = q · μ_n.
     """
     at, here = of_head.cut, of_head.cut.rows_of(tiles)
-    content = at.by_tile(of_text.content[here])
-    np.matmul(content, of_text.keys[tiles, :, : content.shape[2]].mT, out=free.context)
+    np.matmul(at.by_tile(of_text.content[here]), of_text.keys[tiles].mT, out=free.context)
     out.context[..., : at.rows - 1] = -np.inf
     out.context[..., at.size :] = -np.inf
     if of_head.table is None:
@@ -135,20 +137,33 @@ def context_logits(out: Block, free: Block, of_head: Head, of_text: Rows, tiles:
         missing = -at.first - tile * at.rows
         if missing > 0:
             out.context[tile - tiles.start, :, :missing] = -np.inf
+    np.matmul(of_text.memory[here], of_head.memory_keys.T, out=out.memory)
 
 
-def keep_context(given: Problem, of_head: Head, text: int, tiles: slice) -> Array | None:
+def exponentials(weights: Block, shift: Array, unweighted: int) -> None:
+    """e^(s - shift) in place of the logits s, shift (n rows, 1); held finite where w + ε = 0, which no shift looks at."""
+    weights.whole[...] -= shift
+    foot = weights.band[..., :unweighted]
+    np.minimum(foot, largest_exponent(foot.dtype), out=foot)
+    np.exp(weights.whole, out=weights.whole)
+
+
+def keep_context(of_text: Rows, of_head: Head, length: int, tiles: slice) -> Array | None:
     """Dropout's keep-mask of the context of some tiles, (n, rows, size) farthest first; None if nothing is dropped."""
-    if given.keep is None:
-        return None
-    at, here = of_head.cut, of_head.cut.rows_of(tiles)
-    kept = given.keep[text, of_head.number, here, at.size - 1 :: -1]
-    return at.by_tile(padded("keep", kept, here.stop - here.start))
+    at = of_head.cut
+    kept = _kept("keep", of_text.keep, of_head.number, length, at.rows_of(tiles), at.size)
+    return None if kept is None else at.by_tile(kept)[..., ::-1]
 
 
-def keep_memory(given: Problem, of_head: Head, text: int, here: slice, slots: slice) -> Array | None:
-    """Dropout's keep-mask of some queries and persistent slots; None if nothing is dropped."""
-    if given.keep_memory is None:
+def keep_memory(of_text: Rows, of_head: Head, length: int, here: slice) -> Array | None:
+    """Dropout's keep-mask of the persistent slots for some queries; None if nothing is dropped."""
+    return _kept("keep memory", of_text.keep_memory, of_head.number, length, here, len(of_head.memory_keys))
+
+
+def _kept(name: str, keep: Array | Row | None, number: int, length: int, here: slice, count: int) -> Array | None:
+    """Of some of a head's queries, T = length of which exist, the first `count` slots."""
+    if keep is None:
         return None
-    kept = given.keep_memory[text, of_head.number, here, slots]
-    return padded("keep memory", kept, here.stop - here.start)
+    there = slice(here.start, min(here.stop, length))
+    kept = keep.slots(number, there, count) if isinstance(keep, Row) else keep[number, there, :count]
+    return padded(name, kept, here.stop - here.start)

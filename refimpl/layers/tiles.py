@@ -111,19 +111,16 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
     return held[name][:size].view(dtype).reshape(shape)
 
 
-def padded(name: str, rows: Array, length: int, start: int = 0, column: Array | float | None = None) -> Array:
-    """Scratch (length, E), or (length, E + 1) with a column: rows (L, E) from row `start` on, 0 elsewhere.
+def padded(name: str, rows: Array, length: int, start: int = 0) -> Array:
+    """Scratch (length, E): rows (L, E) from row `start` on, 0 elsewhere.
 
     start may be negative, and rows may reach beyond the end: what lies outside is left out.
     """
-    given, width = rows.shape
-    result = scratch(name, (length, width + (column is not None)), rows.dtype)
-    low, high = max(0, start), max(0, min(length, start + given))
+    result = scratch(name, (length, rows.shape[1]), rows.dtype)
+    low, high = max(0, start), max(0, min(length, start + len(rows)))
     result[:low] = 0
     result[high:] = 0
-    result[low:high, :width] = rows[low - start : high - start]
-    if column is not None:
-        result[low:high, width] = column
+    result[low:high] = rows[low - start : high - start]
     return result
 
 
