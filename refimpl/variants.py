@@ -18,18 +18,24 @@ from refimpl.layers import (
     transformer_layer,
 )
 
-# where it is another than attention.py and feed_forward.py
+# where they are others than attention.py and feed_forward.py
 ATTENTIONS = {"attention-split": split_attention, "single-head": split_attention, "head-split": head_split}
 FEED_FORWARDS = {"ff-attention": ff_attention}
 
 
-def attention_core(name: str, like: Array) -> ModuleType:
-    """"textbook": every intermediate kept, any arrays; "tiled": the same function, for training, in little memory.
+def attention_core(name: str, *arrays: Array) -> ModuleType:
+    """"textbook": every intermediate kept; "tiled": the same function, for training, in little memory.
 
-    Tiles are made for NumPy's real arrays: complex ones and those on a GPU are the textbook's under either name.
+    Tiles are made for NumPy's real arrays: where one is complex or on a GPU, the textbook computes under either name.
     """
-    fit = module_of(like) is np and like.dtype.kind == "f"
+    fit = all(module_of(array) is np and array.dtype.kind != "c" for array in arrays)
     return tiled_attention if name == "tiled" and fit else attention
+
+
+def attention_of(variant: str, core: ModuleType) -> ModuleType | multi_head.Core:
+    """The variant's attention, the context's part of it computed by `core`."""
+    module = ATTENTIONS.get(variant)
+    return core if module is None else multi_head.Core(partial(module.forward, core=core), module.backward)
 
 
 def layer_options(config: ModelConfig, core: ModuleType = attention) -> transformer_layer.Options:
@@ -37,8 +43,6 @@ def layer_options(config: ModelConfig, core: ModuleType = attention) -> transfor
     of_attention = attention.Options(
         config.span, config.span_ramp, config.normalizer_epsilon, config.attend_self, config.dropout
     )
-    variant = ATTENTIONS.get(config.variant)
-    of_variant = multi_head.Core(partial(variant.forward, core=core), variant.backward) if variant else core
-    of_heads = multi_head.Options(of_variant, config.head_width, of_attention)
+    of_heads = multi_head.Options(attention_of(config.variant, core), config.head_width, of_attention)
     inner = FEED_FORWARDS.get(config.variant, feed_forward)
     return transformer_layer.Options(of_heads, inner, config.norm == "pre")

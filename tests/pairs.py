@@ -159,7 +159,7 @@ def attention_pair(module, case):
     present = {name: array for name, array in case.arguments()._asdict().items() if array is not None}
 
     def forward(*given):
-        core = variants.attention_core("tiled", given[0]) if module is tiled_attention else module
+        core = variants.attention_core("tiled", *given) if module is tiled_attention else module
         return core.forward(attention.Arguments(**dict(zip(present, given, strict=True))), case.options, *case.keep())
 
     def backward(dy, saved):
