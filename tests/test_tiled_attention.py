@@ -16,6 +16,7 @@ from refimpl.arrays import map_in_threads
 from refimpl.errors import InputError
 from refimpl.layers import attention, tiled_attention, tiled_gradients, tiled_logits, tiles
 from refimpl.layers.tiles import TILING, Tiling
+from refimpl.masks import SKIPPED, Mask
 
 
 def sibling(name):
@@ -77,6 +78,28 @@ def test_values_and_gradients_are_the_textbooks(case, tiling):
     arguments, options, keep, dy = of_case(case)
     found = tiled(arguments, options, keep, dy, tiling, tiled_attention.forward)
     assert_close(found, textbook(arguments, options, keep, dy))
+
+
+def drawn_in_tiles(case):
+    """The case's keep-masks as tiles and the textbook draw them."""
+    groups, slots, _ = case.memory_shape
+    masks = [Mask(case.seed, name, 1, 2, case.batch, (heads, case.block, count), case.dropout)
+             for name, heads, count in (("keep", case.heads, case.size), ("memory", groups, slots))]
+    return (masks[0], masks[1] if slots else None) if case.dropout else (None, None)
+
+
+@given(cases(dropout=0.4), tilings)
+@example(FULL, SMALL)
+@example(replace(FULL, slots=0, past=3), SMALL)
+@example(replace(FULL, block=1), Tiling(1, 1, 1, 1))
+@example(replace(FULL, spans="zero", size=SKIPPED + 50, past=9), SMALL)
+@examples
+def test_masks_drawn_in_tiles_are_those_that_the_textbook_draws(case, tiling):
+    arguments, options, keep, dy = case.arguments(), case.options, drawn_in_tiles(case), case.cotangent()
+    found = tiled(arguments, options, keep, dy, tiling)
+    assert_close(found, textbook(arguments, options, keep, dy))
+    whole = [None if mask is None else mask.whole(dy) for mask in keep]
+    assert_identical(found, tiled(arguments, options, whole, dy, tiling))
 
 
 FORMS = [
@@ -168,9 +191,9 @@ def test_longdouble_is_kept_and_used():
 
 
 def test_bits_are_the_same_run_after_run_for_any_number_of_threads_and_inside_one():
-    for case in (FULL, KINK, LONG):
+    for case in (FULL, KINK, LONG, replace(LONG, dropout=0.3)):
         single = attention.Arguments(*(None if a is None else a.astype("float32") for a in case.arguments()))
-        given = single, case.options, case.keep(), case.cotangent().astype("float32")
+        given = single, case.options, drawn_in_tiles(case), case.cotangent().astype("float32")
         expected = tiled(*given, Tiling(workers=1))
         for workers in (1, 2, 3, 5):
             assert_identical(tiled(*given, Tiling(workers=workers)), expected)
@@ -195,8 +218,8 @@ def test_nothing_beyond_the_reach_changes_a_bit():
 def test_nothing_of_the_size_of_all_weights_outlives_a_tile():
     """Peak and what stays, in bytes, against B H T (S + N) weights of 8 bytes; in a new thread, whose scratch is new."""
     case = Case(seed=3, batch=1, block=1024, past=512, size=512, heads=2, width=2, slots=512, ramp=8, spans="random",
-                positions="relative")
-    arguments, options, keep, dy = of_case(case)
+                positions="relative", dropout=0.3)
+    arguments, options, keep, dy = case.arguments(), case.options, drawn_in_tiles(case), case.cotangent()
     weights, tiling = 2 * 1024 * (512 + 512) * 8, Tiling(rows=16, elements=10_000)
 
     def measured():
