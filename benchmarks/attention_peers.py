@@ -20,14 +20,12 @@ def trimmed(spans, size, ramp):
     return min(size, -(-(int(spans.max()) + ramp) // 64) * 64)
 
 
-def torch_attention(queries, keys, values, positions, memory_keys, memory_values, rho, ramp):
-    """queries (B, H, T, E), keys and values (B, H, S + T, E), positions nearest first -> (B, H, T, E)."""
+def torch_attention(queries, keys, values, positions, memory_keys, memory_values, rho, ramp, size):
+    """queries (B, H, T, E), keys and values (B, H, S + T, E), positions nearest first, `size` trimmed -> (B, H, T, E)."""
     import torch
     from torch.nn.functional import pad
 
     batch, heads, block, width = queries.shape
-    spans = rho * len(positions)
-    size = trimmed(spans.detach(), len(positions), ramp)
     keys, values = (rows[:, :, -size - block :] for rows in (keys, values))
     far_first = positions[:size].flip(0)
     # row t of q k is wanted from column t on: with one column more, rows of one column less begin there
@@ -35,7 +33,7 @@ def torch_attention(queries, keys, values, positions, memory_keys, memory_values
     context = (square[..., :size] + queries @ far_first.T) * width**-0.5
     logits = torch.cat([context, queries @ memory_keys.mT], -1)
     distance = torch.arange(size - 1, -1, -1, dtype=queries.dtype)
-    mask = ((ramp + spans[:, None, None] - distance) / ramp).clamp(0, 1)
+    mask = ((ramp + rho[:, None, None] * len(positions) - distance) / ramp).clamp(0, 1)
     weights = torch.softmax(logits, -1)
     weights = torch.cat([weights[..., :size] * mask, weights[..., size:]], -1)
     weights = weights / weights.sum(-1, keepdim=True)
@@ -53,7 +51,7 @@ def torch_runner(arguments, ramp, dy, compiled):
 
     def run():
         start = time.perf_counter()
-        y = attend(*leaves, ramp)
+        y = attend(*leaves, ramp, trimmed(leaves[-1].detach() * len(arguments.positions), len(arguments.positions), ramp))
         middle = time.perf_counter()
         gradients = torch.autograd.grad(y, leaves, cotangent)
         end = time.perf_counter()

@@ -14,7 +14,7 @@ import numpy as np
 from refimpl.arrays import Array, square_root
 from refimpl.layers.attention import Arguments
 from refimpl.layers.tiled_logits import Head, Problem, Rows, exponentials, head, keep_context, keep_memory, logits, rows
-from refimpl.layers.tiles import Block, Cut, block, padded, product, scratch, unpad
+from refimpl.layers.tiles import Block, Cut, block, padded, product, scratch, transposed, turned_windows, unpad
 
 
 class Saved(NamedTuple):
@@ -47,7 +47,8 @@ class Sums(NamedTuple):
 
 
 class Text(NamedTuple):
-    """One text: its rows; dy / ((1 - rate) Z), (T or more, E); each row's shift, Z.
+    """One text: its rows; dy / ((1 - rate) Z), (T or more, E); each row's shift, Z; windows of
+    values with E first, (tiles, E, width).
 
     d_queries, d_keys, d_values: where gradients of its rows are added up.
     """
@@ -56,6 +57,7 @@ class Text(NamedTuple):
     dy: Array
     shift: Array
     total: Array
+    turned_values: Array
     d_queries: Array
     d_keys: Array
     d_values: Array
@@ -90,7 +92,9 @@ def _text(saved: Saved, dy: Array, of_head: Head, number: int) -> Text:
         ("queries", at.queries), ("keys", at.length), ("values", at.length))]
     for gradient in gradients:
         gradient[...] = 0
-    return Text(rows(given, of_head, number), d_rows, shift, total, *gradients)
+    of_values = padded("values", given.arguments.values[number, :, of_head.number], at.length, -at.first)
+    turned_values = turned_windows(transposed("turned values", of_values), at)
+    return Text(rows(given, of_head, number), d_rows, shift, total, turned_values, *gradients)
 
 
 def _add_block(given: Problem, of_head: Head, text: Text, tiles: slice, sums: Sums) -> None:
@@ -102,8 +106,8 @@ def _add_block(given: Problem, of_head: Head, text: Text, tiles: slice, sums: Su
     exponentials(weights, text.shift[here], of_head.unweighted)
 
     keep, keep_slots = keep_context(text.rows, of_head, length, tiles), keep_memory(text.rows, of_head, length, here)
-    np.matmul(at.by_tile(text.dy[here]), text.rows.values[tiles].mT, out=d.context)
-    np.matmul(text.dy[here], of_head.memory_values.T, out=d.memory)
+    np.matmul(at.by_tile(text.dy[here]), text.turned_values[tiles], out=d.context)
+    np.matmul(text.dy[here], of_head.turned.memory_values, out=d.memory)
     if keep is not None:
         d.band[...] *= keep
     if keep_slots is not None:

@@ -7,7 +7,7 @@ import numpy as np
 from refimpl.arrays import Array, largest_exponent, square_root
 from refimpl.layers import span
 from refimpl.layers.attention import Arguments, Options
-from refimpl.layers.tiles import Block, Cut, Tiling, cut, padded, windows
+from refimpl.layers.tiles import Block, Cut, Tiling, cut, padded, transposed, turned_windows, windows
 from refimpl.masks import Keep, Mask, Row
 
 
@@ -31,7 +31,7 @@ class Head(NamedTuple):
     """One head's constants, farthest position first.
 
     ramp: w of the farthest positions, up to the last where it is not 1 or has a slope; the first `unweighted` have w + ε = 0
-    · table p / √E (size, E) · memory_keys μ and memory_values √N ν (N, E).
+    · table p / √E (size, E) · memory_keys μ and memory_values √N ν (N, E). turned: the same three with E first.
     """
 
     number: int
@@ -41,14 +41,23 @@ class Head(NamedTuple):
     table: Array | None
     memory_keys: Array
     memory_values: Array
+    turned: "Turned"
+
+
+class Turned(NamedTuple):
+    """A head's table (E, size), or None, memory_keys and memory_values (E, N)."""
+
+    table: Array | None
+    memory_keys: Array
+    memory_values: Array
 
 
 class Rows(NamedTuple):
     """One text's rows for a head, 0 where they are padded.
 
     Queries as each kind of slot sees them, (T or more, E): content q + u, position q + v, memory q · windows of keys k / √E
-    and of values, (tiles, width, E) · dropout's masks of all heads, None = nothing is dropped: keep (H, T, S) nearest first
-    and keep_memory (H, T, N), or where they are drawn from.
+    and of values, (tiles, width, E), and of keys with E first, turned_keys (tiles, E, width) · dropout's masks of all heads,
+    None = nothing is dropped: keep (H, T, S) nearest first and keep_memory (H, T, N), or where they are drawn from.
     """
 
     content: Array
@@ -56,6 +65,7 @@ class Rows(NamedTuple):
     memory: Array
     keys: Array
     values: Array
+    turned_keys: Array
     keep: Array | Row | None
     keep_memory: Array | Row | None
 
@@ -98,7 +108,9 @@ def head(given: Problem, number: int) -> Head:
         unit_keys, unit_values = memory_keys[number], memory_values[number] * square_root(slots, queries.dtype)
     past = keys.shape[1] - queries.shape[1]
     of_head = cut(queries.shape[1], past, size, slots, given.options.attend_self, given.tiling)
-    return Head(number, of_head, ramp, unweighted, table, unit_keys, unit_values)
+    turned_table = None if table is None else np.ascontiguousarray(table.T)
+    turned = Turned(turned_table, np.ascontiguousarray(unit_keys.T), np.ascontiguousarray(unit_values.T))
+    return Head(number, of_head, ramp, unweighted, table, unit_keys, unit_values, turned)
 
 
 def rows(given: Problem, of_head: Head, text: int) -> Rows:
@@ -115,7 +127,8 @@ def rows(given: Problem, of_head: Head, text: int) -> Rows:
     values = padded("values", arguments.values[text, :, number], at.length, -at.first)
     keep, keep_memory = (mask.row(text) if isinstance(mask, Mask) else None if mask is None else mask[text]
                          for mask in (given.keep, given.keep_memory))
-    return Rows(content, position, memory, windows(keys, at), windows(values, at), keep, keep_memory)
+    turned_keys = turned_windows(transposed("turned keys", keys), at)
+    return Rows(content, position, memory, windows(keys, at), windows(values, at), turned_keys, keep, keep_memory)
 
 
 def logits(out: Block, free: Block, of_head: Head, of_text: Rows, tiles: slice) -> None:
@@ -125,19 +138,19 @@ def logits(out: Block, free: Block, of_head: Head, of_text: Rows, tiles: slice) 
     other's diagonal band will be added. s_tn = q · μ_n.
     """
     at, here = of_head.cut, of_head.cut.rows_of(tiles)
-    np.matmul(at.by_tile(of_text.content[here]), of_text.keys[tiles].mT, out=free.context)
+    np.matmul(at.by_tile(of_text.content[here]), of_text.turned_keys[tiles], out=free.context)
     out.context[..., : at.rows - 1] = -np.inf
     out.context[..., at.size :] = -np.inf
-    if of_head.table is None:
+    if of_head.turned.table is None:
         out.band[...] = free.band
     else:
-        np.matmul(at.by_tile(of_text.position[here]), of_head.table.T, out=out.band)
+        np.matmul(at.by_tile(of_text.position[here]), of_head.turned.table, out=out.band)
         out.band[...] += free.band
     for tile in range(tiles.start, tiles.stop):
         missing = -at.first - tile * at.rows
         if missing > 0:
             out.context[tile - tiles.start, :, :missing] = -np.inf
-    np.matmul(of_text.memory[here], of_head.memory_keys.T, out=out.memory)
+    np.matmul(of_text.memory[here], of_head.turned.memory_keys, out=out.memory)
 
 
 def exponentials(weights: Block, shift: Array, unweighted: int) -> None:

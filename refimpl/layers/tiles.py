@@ -139,6 +139,20 @@ def windows(rows: Array, cut: Cut) -> Array:
     return np.lib.stride_tricks.as_strided(rows, shape, (cut.rows * step, step, item))
 
 
+def transposed(name: str, rows: Array) -> Array:
+    """Scratch (E, length) of (length, E): a right factor in this order makes a product up to twice as fast."""
+    result = scratch(name, rows.shape[::-1], rows.dtype)
+    result[...] = rows.T
+    return result
+
+
+def turned_windows(columns: Array, cut: Cut) -> Array:
+    """View (tiles, E, width) of (E, length): each tile's window of columns."""
+    step, item = columns.strides
+    shape = (cut.tiles, len(columns), cut.width)
+    return np.lib.stride_tricks.as_strided(columns, shape, (cut.rows * item, step, item))
+
+
 def product(left: Array, right: Array) -> Array:
     """left @ right in scratch, gone with the next one."""
     return np.matmul(left, right, out=scratch("product", (*left.shape[:-1], right.shape[-1]), left.dtype))
