@@ -75,7 +75,8 @@ def jax_runner(arguments, ramp, dy):
         context = square.reshape(batch, heads, block, size + block + 1)[..., :size] + queries @ positions[:size][::-1].T
         logits = jnp.concatenate([context * width**-0.5, queries @ memory_keys.mT], -1)
         distance = jnp.arange(size - 1, -1, -1, dtype=queries.dtype)
-        mask = jnp.clip((ramp + rho[:, None, None] * len(positions) - distance) / ramp, 0, 1)
+        ramps = (ramp + rho[:, None, None] * len(positions) - distance) / ramp
+        mask = jnp.where(ramps > 1, 1, jnp.where(ramps < 0, 0, ramps))  # clip would halve the slope on a kink
         weights = jax.nn.softmax(logits, -1)
         weights = jnp.concatenate([weights[..., :size] * mask, weights[..., size:]], -1)
         weights = weights / weights.sum(-1, keepdims=True)

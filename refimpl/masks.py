@@ -38,7 +38,7 @@ class Mask(NamedTuple):
         """That of one row of the batch."""
         bits = random_stream(self.seed, f"dropout {self.name}", self.update, self.first_row + number).bit_generator
         # of the numbers k / 2^24 in [0, 1) that 32 bits make in float32, those are kept that are not below the rate
-        return Row(bits, dict(bits.state), math.ceil(float(np.float32(self.rate)) * 2**24) << 8, self.shape)
+        return Row(bits, dict(bits.state), math.ceil(float(np.float32(self.rate)) * 2**24) * 2**8, self.shape)
 
 
 class Row(NamedTuple):
@@ -54,7 +54,7 @@ class Row(NamedTuple):
         counter, skipped = divmod(first, PER_COUNT)
         self.start["state"]["counter"][0] = counter
         self.bits.state = self.start
-        pairs = self.bits.random_raw(-(-(skipped + count) // 2))
+        pairs = self.bits.random_raw((skipped + count + 1) // 2)
         return pairs.astype("<u8", copy=False).view("<u4")[skipped : skipped + count] >= self.least
 
     def slots(self, head: int, queries: slice, count: int) -> Array:

@@ -265,8 +265,8 @@ def test_masks_of_half_the_slots_and_a_first_query_that_sees_nothing_are_errors(
         tiled_attention.forward(blind.arguments(), blind.options)
 
 
-def changed_head(**changes):
-    """A head with fields changed by functions of them."""
+def changed(**changes):
+    """A named tuple with fields changed by functions of them."""
 
     def wrong(right):
         def make(*given):
@@ -296,15 +296,14 @@ BOTH_HEADS = (tiled_attention, tiled_gradients)
 PLANTS = {
     "a position too few": ((tiled_attention, tiled_logits), "reach",
                            lambda right: lambda *given: max(1, right(*given) - 1), KINK),
-    "the ramp one position off": (BOTH_HEADS, "head", changed_head(ramp=lambda ramp: np.roll(ramp, 1)), KINK),
-    "the ramp's foot counted": (BOTH_HEADS, "head", changed_head(unweighted=lambda _: 0), None),
-    "positions nearest first": (BOTH_HEADS, "head", changed_head(table=lambda table: table[::-1]), FULL),
-    "a persistent key for another": (BOTH_HEADS, "head", changed_head(memory_keys=lambda keys: np.roll(keys, 1, 0)), FULL),
+    "the ramp one position off": (BOTH_HEADS, "head", changed(ramp=lambda ramp: np.roll(ramp, 1)), KINK),
+    "the ramp's foot counted": (BOTH_HEADS, "head", changed(unweighted=lambda _: 0), None),
+    "positions nearest first": (BOTH_HEADS, "head", changed(table=lambda table: table[::-1]), FULL),
+    "a persistent key for another": (BOTH_HEADS, "head", changed(memory_keys=lambda keys: np.roll(keys, 1, 0)), FULL),
     "windows overwritten": ((tiled_gradients,), "_add_windows", windows_overwritten, FULL),
     "r of another row": ((tiled_gradients,), "_softmax_backward", lambda right: lambda d, exponentials, total, *rest: right(
         d, exponentials, np.roll(total, 1, 0), *rest), KINK),
-    "another mask in backward": ((tiled_gradients,), "keep_context",
-                                 lambda right: lambda *given: right(*given)[:, ::-1], FULL),
+    "another mask in backward": ((tiled_gradients,), "kept", changed(context=lambda keep: keep[:, ::-1]), FULL),
     "persistent slots' masks reversed": ((tiled_logits,), "padded", padding_of(
         "keep memory", lambda rows, *rest: (rows[:, ::-1], *rest)), FULL),
     "keys of the future": ((tiled_logits,), "padded", padding_of(

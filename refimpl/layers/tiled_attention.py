@@ -18,18 +18,7 @@ from refimpl.errors import InputError
 from refimpl.layers import attention, span
 from refimpl.layers.attention import Arguments, Options
 from refimpl.layers.tiled_gradients import Saved, Task, backward_task
-from refimpl.layers.tiled_logits import (
-    Head,
-    Problem,
-    exponentials,
-    head,
-    keep_context,
-    keep_memory,
-    logits,
-    problem,
-    reach,
-    rows,
-)
+from refimpl.layers.tiled_logits import Head, Problem, drop, exponentials, head, kept, logits, problem, reach, rows
 from refimpl.layers.tiles import TILING, Block, Tiling, block, product, scratch
 from refimpl.masks import Keep
 
@@ -90,11 +79,8 @@ def _forward_task(outputs: Array, saved: Saved, task: Task) -> None:
             shift[here] = _shift(weights, of_head.unweighted)
             exponentials(weights, shift[here, None], of_head.unweighted)
             total[here] = _weigh(weights, of_head, given.options.normalizer_epsilon)
-            if (keep := keep_context(of_text, of_head, length, tiles)) is not None:
-                weights.band[...] *= keep
+            drop(weights, kept(of_text, of_head, length, tiles))
             np.matmul(weights.context, of_text.values[tiles], out=at.by_tile(y[here]))
-            if (keep := keep_memory(of_text, of_head, length, here)) is not None:
-                weights.memory[...] *= keep
             y[here] += product(weights.memory, of_head.memory_values)
         y /= (total if given.keep is None else total * (1 - given.options.dropout))[:, None]
         outputs[text, :, task.head] = y[:length]

@@ -13,7 +13,7 @@ import numpy as np
 
 from refimpl.arrays import Array, square_root
 from refimpl.layers.attention import Arguments
-from refimpl.layers.tiled_logits import Head, Problem, Rows, exponentials, head, keep_context, keep_memory, logits, rows
+from refimpl.layers.tiled_logits import Head, Problem, Rows, drop, exponentials, head, kept, logits, rows
 from refimpl.layers.tiles import Block, Cut, block, padded, product, scratch, transposed, turned_windows, unpad
 
 
@@ -100,25 +100,18 @@ def _text(saved: Saved, dy: Array, of_head: Head, number: int) -> Text:
 def _add_block(given: Problem, of_head: Head, text: Text, tiles: slice, sums: Sums) -> None:
     """Adds what some tiles give to every gradient."""
     at, here, slots = of_head.cut, of_head.cut.rows_of(tiles), len(of_head.memory_keys)
-    length = given.arguments.queries.shape[1]
     weights, d = (block(name, at, tiles.stop - tiles.start, slots, text.dy.dtype) for name in ("weights", "free"))
     logits(weights, d, of_head, text.rows, tiles)
     exponentials(weights, text.shift[here], of_head.unweighted)
 
-    keep, keep_slots = keep_context(text.rows, of_head, length, tiles), keep_memory(text.rows, of_head, length, here)
+    keep = kept(text.rows, of_head, given.arguments.queries.shape[1], tiles)
     np.matmul(at.by_tile(text.dy[here]), text.turned_values[tiles], out=d.context)
     np.matmul(text.dy[here], of_head.turned.memory_values, out=d.memory)
-    if keep is not None:
-        d.band[...] *= keep
-    if keep_slots is not None:
-        d.memory[...] *= keep_slots
+    drop(d, keep)
     sums.mask[...] += _softmax_backward(d, weights, text.total[here], of_head.ramp, given.options.normalizer_epsilon)
 
     weights.band[..., : len(of_head.ramp)] *= of_head.ramp
-    if keep is not None:
-        weights.band[...] *= keep
-    if keep_slots is not None:
-        weights.memory[...] *= keep_slots
+    drop(weights, keep)
     _add_values(weights, text, here, at, sums)
     _add_logits(d, of_head, text, tiles, sums)
 

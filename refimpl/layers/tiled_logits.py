@@ -70,6 +70,13 @@ class Rows(NamedTuple):
     keep_memory: Array | Row | None
 
 
+class Kept(NamedTuple):
+    """Keep-masks of some tiles, None = nothing is dropped: context (n, rows, size) farthest first, memory (n rows, N)."""
+
+    context: Array | None
+    memory: Array | None
+
+
 def problem(arguments: Arguments, options: Options, keep: Keep, keep_memory: Keep, tiling: Tiling) -> Problem:
     """The arguments, and what all heads share."""
     mask, mask_saved, table = None, None, None
@@ -161,16 +168,20 @@ def exponentials(weights: Block, shift: Array, unweighted: int) -> None:
     np.exp(weights.whole, out=weights.whole)
 
 
-def keep_context(of_text: Rows, of_head: Head, length: int, tiles: slice) -> Array | None:
-    """Dropout's keep-mask of the context of some tiles, (n, rows, size) farthest first; None if nothing is dropped."""
-    at = of_head.cut
-    kept = _kept("keep", of_text.keep, of_head.number, length, at.rows_of(tiles), at.size)
-    return None if kept is None else at.by_tile(kept)[..., ::-1]
+def kept(of_text: Rows, of_head: Head, length: int, tiles: slice) -> Kept:
+    """Dropout's keep-masks of some tiles; T = length."""
+    at, here = of_head.cut, of_head.cut.rows_of(tiles)
+    context = _kept("keep", of_text.keep, of_head.number, length, here, at.size)
+    memory = _kept("keep memory", of_text.keep_memory, of_head.number, length, here, len(of_head.memory_keys))
+    return Kept(None if context is None else at.by_tile(context)[..., ::-1], memory)
 
 
-def keep_memory(of_text: Rows, of_head: Head, length: int, here: slice) -> Array | None:
-    """Dropout's keep-mask of the persistent slots for some queries; None if nothing is dropped."""
-    return _kept("keep memory", of_text.keep_memory, of_head.number, length, here, len(of_head.memory_keys))
+def drop(weights: Block, keep: Kept) -> None:
+    """What is not kept becomes 0."""
+    if keep.context is not None:
+        weights.band[...] *= keep.context
+    if keep.memory is not None:
+        weights.memory[...] *= keep.memory
 
 
 def _kept(name: str, keep: Array | Row | None, number: int, length: int, here: slice, count: int) -> Array | None:

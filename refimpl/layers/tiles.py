@@ -165,4 +165,4 @@ def steps(count: int, step: int) -> Iterator[slice]:
 
 def _rounded(number: int) -> int:
     """The next multiple of 16: a row of float32 that ends with a cache line."""
-    return -(-number // 16) * 16
+    return math.ceil(number / 16) * 16
