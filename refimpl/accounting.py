@@ -7,6 +7,7 @@ import numpy as np
 from refimpl import parameters
 from refimpl.arrays import available_cores
 from refimpl.config import ModelConfig, TrainConfig
+from refimpl.layers.tiles import TILING
 from refimpl.optimizers import ACCUMULATORS
 
 
@@ -34,34 +35,43 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig) -> dict[str
     if train_config.optimizer == "sgd" and not train_config.momentum:
         accumulators = 0
     rows = train_config.batch * train_config.block
-    weights = rows * _slots(config) * item
+    weights = rows * _kept_slots(config, train_config) * item
     return {
         "parameters": vector,
         "gradients": vector * workers,
         "optimizer": vector * accumulators,
         "past": 2 * past,
         "saved": config.layers * _saved_by_layer(config, train_config) * item + _saved_by_output(config, rows) * item,
-        "scratch": 2 * vector + max(4 * weights, 2 * _saved_by_output(config, rows) * item),
+        "scratch": 2 * vector + max(4 * weights + _tiles(train_config) * item, 2 * _saved_by_output(config, rows) * item),
     }
 
 
 def _saved_by_layer(config: ModelConfig, train_config: TrainConfig) -> int:
     """Elements that one layer's forward keeps, the arrays of layers/ one by one."""
-    batch, block, width, slots = train_config.batch, train_config.block, config.width, _slots(config)
-    rows, context = batch * block, batch * (block + config.span)
-    window = batch * (config.span + block - 1)
+    batch, block, width, slots = train_config.batch, train_config.block, config.width, _kept_slots(config, train_config)
+    rows, context, tiled = batch * block, batch * (block + config.span), train_config.attention == "tiled"
+    window = 0 if tiled else batch * (config.span + block - 1)
     by_position = (3 * context + 2 * window + 6 * rows) * width  # context, keys, values; windows; queries … norm
-    by_slot = rows * (3 * slots + config.context_heads * (config.span + block))  # logits, share, attention; the product
-    constant = 2 * block * slots  # w and w + ε
+    product = 2 if tiled else config.span + block  # in tiles: each row's maximum and normaliser
+    by_slot = rows * (3 * slots + config.context_heads * product)  # logits, share, attention; the product
+    constant = 0 if tiled else 2 * block * slots  # w and w + ε
     masks = rows * slots // 4 if config.dropout else 0
     inner = rows * (3 * config.feed_forward + 3 * width) if config.feed_forward else 0
     waves = 2 * config.span * width if config.positions == "transformer-xl" else 0  # the sinusoid, and projected
     return by_position + by_slot + constant + masks + inner + waves
 
 
-def _slots(config: ModelConfig) -> int:
-    """Slots of all heads that one query has: positions of the context, persistent vectors."""
-    return config.context_heads * config.span + config.memory_shape[0] * config.memory
+def _kept_slots(config: ModelConfig, train_config: TrainConfig) -> int:
+    """Slots of all heads whose weights a query keeps: in tiles those of persistent vectors apart from the context."""
+    persistent = config.memory_shape[0] * config.memory
+    if train_config.attention == "tiled":
+        return 0 if config.variant == "all-attention" else persistent
+    return config.context_heads * config.span + persistent
+
+
+def _tiles(train_config: TrainConfig) -> int:
+    """Elements of every thread's two blocks of tiles."""
+    return 2 * available_cores() * TILING.elements if train_config.attention == "tiled" else 0
 
 
 def _saved_by_output(config: ModelConfig, rows: int) -> int:

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar, copy_context
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
@@ -136,7 +137,22 @@ def limit_threads(count: int | None = None) -> Iterator[None]:
             _limits.pop()
 
 
+_in_worker: ContextVar[bool] = ContextVar("in_worker", default=False)
+
+
 def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item] | Iterable[Item], workers: int) -> list[Result]:
-    """[function(item), ...] in order, `workers` at a time, the matrix products of each on a thread of its own."""
+    """[function(item), ...] in order, `workers` at a time, the matrix products of each on a thread of its own.
+
+    Each runs under the caller's floating-point error settings. Called by a worker, it runs them one by one in that worker's
+    thread: whoever splits the work first has the cores.
+    """
+    if _in_worker.get():
+        return [function(item) for item in items]
+
+    def run(item: Item) -> Result:
+        _in_worker.set(True)
+        return function(item)
+
+    tasks = [(copy_context(), item) for item in items]
     with _blas().limit(limits=1, user_api="blas"):
-        return list(_pool(workers).map(function, items))
+        return list(_pool(workers).map(lambda task: task[0].run(run, task[1]), tasks))

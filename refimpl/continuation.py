@@ -7,9 +7,10 @@ from refimpl.arrays import Array, module_of, quiet, square_root, to_library_of
 from refimpl.config import ModelConfig
 from refimpl.inputs import check_tokens, initial_past
 from refimpl.layers import linear, multi_head, one_query, transformer_layer
-from refimpl.model import embed, hidden_states, layer_options, layer_weights, score_words
+from refimpl.model import embed, hidden_states, layer_weights, score_words
 from refimpl.parameters import Parameters
 from refimpl.ring import Ring
+from refimpl.variants import layer_options
 
 PIECE = 512  # tokens of a prompt at a time, at most: a piece keeps every intermediate of the model's own forward
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
-from refimpl.arrays import Array, is_device, module_of, random_stream, to_library_of
+from refimpl.arrays import Array, is_device, module_of
 from refimpl.config import ModelConfig
 from refimpl.errors import InputError
+from refimpl.masks import Mask
 
-Masks = Mapping[str, Array]  # boolean keep-masks, named as in draw_masks
+Masks = Mapping[str, Array | Mask]  # keep-masks, named as in keep_masks: boolean arrays, or yet to be drawn
 
 
 def initial_past(config: ModelConfig, batch: int, like: Array, zeros: bool | None = None) -> Array:
@@ -33,10 +34,10 @@ def extend_past(config: ModelConfig, past: Array, inputs: list[Array]) -> Array:
     return extended
 
 
-def draw_masks(
-    config: ModelConfig, batch: int, block: int, seed: int, update: int, like: Array, first_row: int = 0
-) -> dict[str, Array]:
-    """Keep-masks for one update, {} without dropout. Row b's depend on seed, update, name and first_row + b alone.
+def keep_masks(
+    config: ModelConfig, batch: int, block: int, seed: int, update: int, first_row: int = 0
+) -> dict[str, Mask]:
+    """Keep-masks of one update, {} without dropout, each to be drawn where it is needed.
 
     "embedding" and "hidden" (B, T, D), "layers.l.attention" (B, H, T, S), "layers.l.memory" (B, H, T, N) with the heads that
     attend to the context and to persistent vectors, "layers.l.feed_forward" (B, T, F).
@@ -51,14 +52,14 @@ def draw_masks(
                 rates[f"layers.{layer}.memory"] = (config.memory_shape[0], block, config.memory), config.dropout
             if config.feed_forward:
                 rates[f"layers.{layer}.feed_forward"] = (block, config.feed_forward), config.dropout
-    masks = {}
-    for name, (shape, rate) in rates.items():
-        keep = module_of(like).empty((batch, *shape), bool)
-        for row in range(batch):
-            stream = random_stream(seed, f"dropout {name}", update, first_row + row)
-            keep[row] = to_library_of(like, stream.random(shape, "float32") >= rate)
-        masks[name] = keep
-    return masks
+    return {name: Mask(seed, name, update, first_row, batch, shape, rate) for name, (shape, rate) in rates.items()}
+
+
+def draw_masks(
+    config: ModelConfig, batch: int, block: int, seed: int, update: int, like: Array, first_row: int = 0
+) -> dict[str, Array]:
+    """The same, drawn: boolean arrays in the library of `like`."""
+    return {name: mask.whole(like) for name, mask in keep_masks(config, batch, block, seed, update, first_row).items()}
 
 
 def check_tokens(config: ModelConfig, name: str, tokens: Array) -> None:

@@ -4,6 +4,7 @@ The only place that wires gradients together and adds them (residuals, tied tabl
 """
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from refimpl.arrays import Array, array_module, module_of
@@ -16,26 +17,17 @@ from refimpl.layers import (
     attention,
     dropout,
     embedding,
-    feed_forward,
-    ff_attention,
-    head_split,
     layer_norm,
     linear,
-    multi_head,
     positions,
     softmax_loss,
     span,
-    split_attention,
     transformer_layer,
 )
 from refimpl.parameters import SHARED, Parameters, output_name, total
+from refimpl.variants import layer_options
 
 __all__ = ["Output", "backward", "forward", "initial_past", "log_probabilities"]
-
-# of each variant, where it is another than attention.py and feed_forward.py
-ATTENTIONS = {"attention-split": split_attention, "single-head": split_attention, "head-split": head_split}
-FEED_FORWARDS = {"ff-attention": ff_attention}
-
 
 class Output(NamedTuple):
     """loss = mean of token_loss (B, T); span_penalty, summed over layers; past (L, B, ≤ S, D); saved for backward."""
@@ -70,19 +62,19 @@ class Saved(NamedTuple):
 
 def forward(
     p: Mapping[str, Array], config: ModelConfig, tokens: Array, targets: Array, past: Array, masks: Masks | None = None,
-    first_position: int = 0,
+    first_position: int = 0, core: ModuleType = attention,
 ) -> Output:
     """Scores `targets` (B, T) after `tokens` (B, T) and `past` (L, B, P, D), the layers' inputs of earlier segments.
 
     loss = mean of -log p(target); span_penalty = Σ_layers λ S mean(ρ). masks: the keep-masks of dropout, by name; without
-    them nothing is dropped. first_position: the absolute position of the block's first token. Raises InputError for shapes
-    that disagree and for token ids outside the vocabulary.
+    them nothing is dropped. first_position: the absolute position of the block's first token. core: the module that computes
+    attention, see variants.py. Raises InputError for shapes that disagree and for token ids outside the vocabulary.
     """
     check_tokens(config, "tokens", tokens)
     check_tokens(config, "targets", targets)
     if targets.shape != tokens.shape:
         raise InputError(f"targets: expected the tokens' shape {tokens.shape}, got {targets.shape}")
-    h, new_past, stacked = hidden_states(p, config, tokens, past, masks or {}, first_position)
+    h, new_past, stacked = hidden_states(p, config, tokens, past, masks or {}, first_position, core)
     scored: Any
     if config.cutoffs:
         token_loss, scored = adaptive_softmax.forward(h, targets, softmax_weights(p, config), config.cluster_order)
@@ -109,14 +101,15 @@ def score_words(p: Mapping[str, Array], config: ModelConfig, h: Array) -> Array:
 
 
 def hidden_states(
-    p: Mapping[str, Array], config: ModelConfig, tokens: Array, past: Array, masks: Masks, first_position: int
+    p: Mapping[str, Array], config: ModelConfig, tokens: Array, past: Array, masks: Masks, first_position: int,
+    core: ModuleType = attention,
 ) -> tuple[Array, Array, Saved]:
     """The last hidden state (B, T, D), the new past, and what was saved on the way; `scored` is still to come."""
     check_past(config, tokens, past)
     h, embedded = embed(p, config, tokens, first_position)
     array_module({"parameters": h, "tokens": tokens, "past": past})
     h, embedding_dropped = dropout.forward(h, masks.get("embedding"), config.embedding_dropout)
-    inputs, layers, options = [], [], layer_options(config)
+    inputs, layers, options = [], [], layer_options(config, core)
     for layer in range(config.layers):
         inputs.append(h)
         weights, keep = layer_weights(p, layer), transformer_layer.part(f"layers.{layer}", masks)
@@ -154,16 +147,6 @@ def layer_weights(p: Mapping[str, Array], layer: int) -> dict[str, Array]:
     """One layer's parameters under their short names, those that all layers share among them."""
     shared = {f"attention.{name}": p[name] for name in SHARED if name in p}
     return transformer_layer.part(f"layers.{layer}", p) | shared
-
-
-def layer_options(config: ModelConfig) -> transformer_layer.Options:
-    """The constants of every layer, and which attention and feed-forward the variant has."""
-    of_attention = attention.Options(
-        config.span, config.span_ramp, config.normalizer_epsilon, config.attend_self, config.dropout
-    )
-    of_heads = multi_head.Options(ATTENTIONS.get(config.variant, attention), config.head_width, of_attention)
-    inner = FEED_FORWARDS.get(config.variant, feed_forward)
-    return transformer_layer.Options(of_heads, inner, config.norm == "pre")
 
 
 def softmax_weights(p: Mapping[str, Array], config: ModelConfig) -> adaptive_softmax.Weights:

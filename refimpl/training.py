@@ -8,8 +8,9 @@ from refimpl import model, optimizers
 from refimpl.arrays import Array, available_cores, map_in_threads, module_of, quiet, to_library_of
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import NonFiniteError
-from refimpl.inputs import draw_masks
+from refimpl.inputs import keep_masks
 from refimpl.parameters import Parameters
+from refimpl.variants import attention_core
 
 Part = TypeVar("Part")
 
@@ -84,8 +85,9 @@ def score(
     rows: slice,
 ) -> model.Output:
     """The model's forward on some rows of the batch, as update `number` does it: with that update's dropout."""
-    masks = draw_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, p.vector, rows.start)
-    return model.forward(p, config, tokens[rows], targets[rows], past[:, rows], masks)
+    masks = keep_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, rows.start)
+    core = attention_core(train_config.attention, p.vector)
+    return model.forward(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
 
 
 def in_parts(function: Callable[[slice], Part], rows: int, workers: int) -> list[Part]:
@@ -105,7 +107,8 @@ def check_finite(p: Parameters, config: ModelConfig, result: Result) -> None:
     update() looks at the loss before its step; before a checkpoint is written the step must have been a good one.
     """
     with quiet():
-        out = model.forward(p, config, result.tokens, result.targets, result.past)
+        core = attention_core("tiled", p.vector)
+        out = model.forward(p, config, result.tokens, result.targets, result.past, core=core)
         if not (module_of(p.vector).isfinite(out.loss) and module_of(p.vector).isfinite(p.vector).all()):
             raise NonFiniteError(f"after the last update: loss {float(out.loss)}; first tensor that is not finite: "
                                  f"{_first_nonfinite(p, None, [out])}")

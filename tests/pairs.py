@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import refimpl
-from refimpl import model
+from refimpl import model, variants
 from refimpl.layers import (
     adaptive_input,
     adaptive_softmax,
@@ -33,6 +33,7 @@ from refimpl.layers import (
     softmax_loss,
     span,
     split_attention,
+    tiled_attention,
     transformer_layer,
     windows,
 )
@@ -137,7 +138,8 @@ def attention_pairs(case):
     """The joint, the split and the head-split attention, and the persistent one; head-split has a head more."""
     rng, arguments = case.stream("persistent"), case.arguments()
     keep = case.keep()[1]
-    modules = {"attention": attention, "split_attention": split_attention, "head_split": head_split}
+    modules = {"attention": attention, "tiled_attention": tiled_attention, "split_attention": split_attention,
+               "head_split": head_split}
     pairs = {}
     for name, module in modules.items():
         of_core = case
@@ -153,11 +155,12 @@ def attention_pairs(case):
 
 
 def attention_pair(module, case):
-    """One of the attentions as a function of those arguments that are there."""
+    """One of the attentions as a function of those arguments that are there; of complex ones the tiled is the textbook."""
     present = {name: array for name, array in case.arguments()._asdict().items() if array is not None}
 
     def forward(*given):
-        return module.forward(attention.Arguments(**dict(zip(present, given, strict=True))), case.options, *case.keep())
+        core = variants.attention_core("tiled", *given) if module is tiled_attention else module
+        return core.forward(attention.Arguments(**dict(zip(present, given, strict=True))), case.options, *case.keep())
 
     def backward(dy, saved):
         gradients = module.backward(dy, saved)
@@ -199,7 +202,7 @@ def cluster_pairs(case, sizes):
 def layer_pairs(case):
     """A layer of a model, and its attention."""
     rng, p = case.stream("layer"), case.parameters()
-    options, weights = model.layer_options(case.config), model.layer_weights(p, 0)
+    options, weights = variants.layer_options(case.config), model.layer_weights(p, 0)
     masks, past = transformer_layer.part("layers.0", case.masks()), case.before()[0]
     h = rng.standard_normal((case.batch, case.block, case.config.width))
 

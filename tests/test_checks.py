@@ -11,6 +11,8 @@ from refimpl import layers, settings
 from refimpl.checks import attentions, models, pairs
 
 BUILDERS = {name: builder for module in (pairs, attentions) for name, builder in vars(module).items() if name[:3] == "of_"}
+BUILDERS |= {f"{name}_tiled": lambda rng, size, builder=builder: pairs.with_tiles(builder(rng, size))
+             for name, builder in vars(attentions).items() if name[:3] == "of_"}
 BACKWARDS = sorted(
     (name, function) for name in (module.name for module in pkgutil.iter_modules(layers.__path__))
     for function in vars(importlib.import_module(f"refimpl.layers.{name}"))
@@ -33,7 +35,8 @@ def test_every_pair_is_exact(errors_of_pair, name, size):
 @pytest.mark.parametrize("name", models.forms())
 def test_every_form_of_the_model_is_exact(errors_of_pair, name):
     pair = models.named(name, models.forms()[name], seed=0, size=2)
-    assert max(errors_of_pair(pair.forward, pair.vjp, list(pair.arguments.values()), seed=1)) <= 1e-12
+    for vjp in (pair.vjp, pair.tiled):
+        assert max(errors_of_pair(pair.forward, vjp, list(pair.arguments.values()), seed=1)) <= 1e-12
 
 
 @pytest.mark.parametrize("name", settings.preset_names())
@@ -50,8 +53,9 @@ def test_presets_are_scaled_down_to_the_same_form(errors_of_pair, name):
 
 
 def test_every_backward_of_the_layers_is_there():
-    forward_alone = {"__init__", "one_query"}  # text is generated, not trained on, with one query at a time
-    files = {path.stem for path in Path(layers.__path__[0]).glob("*.py")} - forward_alone
+    forward_alone = {"one_query"}  # text is generated, not trained on, with one query at a time
+    parts = {"tiles", "tiled_logits", "tiled_gradients"}  # of tiled_attention
+    files = {path.stem for path in Path(layers.__path__[0]).glob("[!_]*.py")} - forward_alone - parts
     assert files == {name for name, _ in BACKWARDS}
 
 

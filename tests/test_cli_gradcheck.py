@@ -57,7 +57,7 @@ def test_a_file_of_settings_is_scaled_down(command, tmp_path):
     path.write_text('[model]\nwidth = 64\nheads = 4\nlayers = 5\nspan = 128\nmemory = 16\nvariant = "attention-split"\n')
     code, found = report(command, path, "--directions", "2")
     assert code == 0
-    assert {entry["check"] for entry in found["gradients"]} == {"mine"}
+    assert {entry["check"] for entry in found["gradients"]} == {"mine", "mine-tiled"}
 
 
 def test_the_table_names_every_gradient(command):

@@ -35,9 +35,11 @@ from refimpl.layers import (
     softmax_loss,
     span,
     split_attention,
+    tiled_attention,
     transformer_layer,
     windows,
 )
+from refimpl.layers.tiles import Tiling
 
 PAGES = {path.stem for path in (Path(__file__).parent.parent / "docs" / "gradients").glob("*.md")} - {"README"}
 TOLERANCE = 1e-12  # some hundred terms in another order of summation: about 1e-15 relative to the tensor's norm
@@ -212,7 +214,7 @@ def keep_masks(seed, context_heads, memory):
     return rng.random((2, context_heads, 2, SPAN)) > RATE, rng.random((2, memory[0], 2, memory[1])) > RATE
 
 
-def attention_gradient(given, epsilon, keep, keep_memory, dy):
+def attention_gradient(given, epsilon, keep, keep_memory, dy, softmax_gradient=weighted_gradient):
     """The page `attention`: a query of a head of a row at a time, μ and ν None for context alone."""
     d = {name: None if array is None else np.zeros_like(array) for name, array in given._asdict().items()}
     q, k, v, p, mu, nu, rho, u, v_bias = given
@@ -231,7 +233,7 @@ def attention_gradient(given, epsilon, keep, keep_memory, dy):
         da += [sqrt(slots) * (row @ nu[h, n]) for n in range(slots)]
         da = [scale[j] * da[j] for j in range(SPAN + slots)]
         present = [x in around for x in range(SPAN)] + [True] * slots
-        ds, dw, a = weighted_gradient(s, w, present, epsilon, da)
+        ds, dw, a = softmax_gradient(s, w, present, epsilon, da)
         for x, c in around.items():
             dot = ds[x] / root
             d["values"][b, c, h] += scale[x] * a[x] * row
@@ -255,6 +257,28 @@ def of_attention():
         (dy,) = drawn(13, (2, 2, 2, 3))
         saved = attention.forward(given, attention.Options(SPAN, RAMP, epsilon, False, RATE), *masks)[1]
         yield from zip(attention.backward(dy, saved), attention_gradient(given, epsilon, *masks, dy), strict=True)
+
+
+def tiled_gradient(s, w, present, epsilon, da):
+    """The page `tiled_attention`: ds, dw and a of a row from da' = da / Z and r'."""
+    slots = range(len(s))
+    m = max(s[j] for j in slots if present[j] and w[j] + epsilon > 0)
+    e = [exp(s[j] - m) if present[j] else 0 for j in slots]
+    z = sum((w[j] + epsilon) * e[j] for j in slots)
+    da = [da[j] / z for j in slots]
+    r = sum(w[j] * e[j] * da[j] for j in slots) / z
+    ds = [e[j] * (w[j] * (da[j] - r) - epsilon * r) for j in slots]
+    return ds, [e[j] * (da[j] - r) for j in slots], [w[j] * e[j] / z for j in slots]
+
+
+def of_tiled_attention():
+    for epsilon, past in ((0.0, 2), (0.1, 0)):
+        given, masks = attention_arguments(18, past=past), keep_masks(18, 2, (2, 2))
+        (dy,) = drawn(19, (2, 2, 2, 3))
+        options = attention.Options(SPAN, RAMP, epsilon, False, RATE)
+        saved = tiled_attention.forward(given, options, *masks, Tiling(rows=1))[1]
+        expected = attention_gradient(given, epsilon, *masks, dy, tiled_gradient)
+        yield from zip(tiled_attention.backward(dy, saved), expected, strict=True)
 
 
 def persistent_gradient(q, mu, nu, keep, dy):
@@ -527,6 +551,7 @@ PLANTED = {
     "windows": ("_band(rows @ saved.window.swapaxes(-1, -2), size)",
                 "_band(rows @ saved.window.swapaxes(-1, -2), size)[..., ::-1]"),
     "attention": ("(d_weight[..., :size] * saved.exists)", "d_weight[..., :size]"),
+    "tiled_attention": ("_weigh(weights, of_head, given.options.normalizer_epsilon)", "_weigh(weights, of_head, 0)"),
     "persistent_attention": ("(saved.kept.swapaxes(-1, -2) @ d_rows)", "(saved.attention.swapaxes(-1, -2) @ d_rows)"),
     "split_attention": ("d.queries + d_rows.reshape(d.queries.shape)", "d.queries"),
     "head_split": ("concatenate([d.queries, d_rest], axis=2)", "concatenate([d_rest, d.queries], axis=2)"),

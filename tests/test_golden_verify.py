@@ -39,14 +39,15 @@ def module(tmp_path, monkeypatch):
 
 
 def run(selection=LINEAR, dtype="float64", time_limit=20.0, memory=1.0, **given):
-    limits = Limits(time_limit, memory)
-    with opened(given.get("adapter"), given.get("command"), given.get("results"), limits) as implementation:
+    chosen, limits = (given.get(name) for name in ("adapter", "command", "results")), Limits(time_limit, memory)
+    with opened(*chosen, limits, given.get("attention")) as implementation:
         return verify(implementation, select(selection), dtype)
 
 
+@pytest.mark.parametrize("attention", ["textbook", "tiled"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_refimpl_passes_every_case(dtype):
-    result = run(Selection(), dtype)
+def test_refimpl_passes_every_case(dtype, attention):
+    result = run(Selection(), dtype, attention=attention)
     assert result.counts() == {**dict.fromkeys(result.counts(), 0), "PASS": len(result.entries)}
     assert len(result.entries) >= 250
     assert exit_code(result) == 0

@@ -9,12 +9,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # imports flow downwards: a file may import what stands before it
 ORDER = [
-    "errors", "cores", "blas_candidate", "blas", "arrays", "computing",
+    "errors", "cores", "blas_candidate", "blas", "arrays", "masks", "computing",
     "validation", "config", "settings", "parameters", "inputs", "layers.linear", "layers.dropout",
     "layers.embedding", "layers.layer_norm", "layers.softmax", "layers.softmax_loss", "layers.span", "layers.positions",
     "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.ff_attention", "layers.attention",
+    "layers.tiles", "layers.tiled_logits", "layers.tiled_gradients", "layers.tiled_attention",
     "layers.one_query", "layers.persistent_attention", "layers.split_attention", "layers.head_split", "layers.multi_head",
-    "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax", "model", "optimizers",
+    "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax", "variants", "model", "optimizers",
     "functions.forms", "functions.basic", "functions.composed", "functions", "training", "evaluation",
     "ring", "continuation", "generation", "bench",
     "checkpoint", "convert", "accounting", "runs", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",

@@ -9,6 +9,7 @@ from refimpl import model, parameters
 from refimpl.config import ModelConfig
 from refimpl.gradcheck.complex_step import gradient, norm_wise_error
 from refimpl.inputs import draw_masks
+from refimpl.layers import attention, tiled_attention
 
 BASE = ModelConfig(vocabulary=7, width=4, heads=2, layers=2, span=5, memory=3, span_ramp=2, span_penalty=0.01)
 BASELINE = {"memory": 0, "feed_forward": 5}
@@ -86,12 +87,13 @@ def test_gradient_equals_the_complex_step(form, segment):
         out = model.forward(p.with_vector(vector), config, tokens, targets, past.astype(vector.dtype), masks)
         return out.loss + out.span_penalty
 
-    g = model.backward(model.forward(p, config, tokens, targets, past, masks).saved)
     expected = p.with_vector(gradient(objective, p.vector))
-    errors = {name: norm_wise_error(g[name], expected[name]) for name in p}
-    assert max(errors.values()) <= 1e-12, errors
-    assert type(g) is type(p)
-    assert list(g) == list(p)
+    for core in (attention, tiled_attention):
+        g = model.backward(model.forward(p, config, tokens, targets, past, masks, core=core).saved)
+        errors = {name: norm_wise_error(g[name], expected[name]) for name in p}
+        assert max(errors.values()) <= 1e-12, (core.__name__, errors)
+        assert type(g) is type(p)
+        assert list(g) == list(p)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.2, 1.0])
@@ -102,14 +104,15 @@ def test_spans_exactly_on_kinks_have_the_closed_intervals_slope(rho):
     for layer in range(BASE.layers):
         p[f"layers.{layer}.attention.span"] = rho
     past = model.initial_past(BASE, 2, p.vector, zeros=True)
-    g = model.backward(model.forward(p, BASE, tokens, targets, past).saved)
 
     def objective(vector):
         out = model.forward(p.with_vector(vector), BASE, tokens, targets, past.astype(vector.dtype))
         return out.loss + out.span_penalty
 
     expected = p.with_vector(gradient(objective, p.vector))
-    assert norm_wise_error(g.vector, expected.vector) <= 1e-12
+    for core in (attention, tiled_attention):
+        g = model.backward(model.forward(p, BASE, tokens, targets, past, core=core).saved)
+        assert norm_wise_error(g.vector, expected.vector) <= 1e-12, core.__name__
 
 
 def test_a_given_cotangent_weighs_the_tokens():

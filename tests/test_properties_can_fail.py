@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from refimpl import inputs, model, optimizers
+from refimpl import masks, model, optimizers
 from refimpl.arrays import is_device
 from refimpl.layers import (
     adaptive_input,
@@ -318,7 +318,7 @@ PLANTS = {
         "device", "test_updates_on_the_device_give_the_same_bits_and_read_one_number_back", (DEVICE, "adam", "float32"),
         optimizers, "update", reads_a_number_back),
     "masks on the host": Plant(
-        "device", "test_the_first_past_and_the_masks_are_made_on_the_device", (), inputs, "module_of",
+        "device", "test_the_first_past_and_the_masks_are_made_on_the_device", (), masks, "module_of",
         numpy_always, TypeError),
     "argument changed": Plant(
         "arrays", "test_arguments_stay_as_they_are_and_results_repeat", (PAIRS,), layer_norm, "forward",

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from refimpl import model
+from refimpl import model, variants
 from refimpl.layers import transformer_layer
 
 
@@ -154,7 +154,7 @@ def test_the_gradient_of_the_future_is_exactly_zero_in_a_layer(case):
     t = int(case.stream("future").integers(case.block))
     p, rng = case.parameters(), case.stream("layer")
     h, dy = rng.standard_normal((2, case.batch, case.block, case.config.width))
-    weights, options = model.layer_weights(p, 0), model.layer_options(case.config)
+    weights, options = model.layer_weights(p, 0), variants.layer_options(case.config)
     masks = transformer_layer.part("layers.0", case.masks())
     y, saved = transformer_layer.forward(h, case.before()[0], weights, options, masks)
     dy[:, np.arange(case.block) != t] = 0

@@ -11,6 +11,7 @@ from hypothesis import example, given
 
 from refimpl import settings
 from refimpl.config import (
+    ATTENTIONS,
     CLUSTER_ORDERS,
     DTYPES,
     NORMS,
@@ -71,8 +72,8 @@ def test_every_value_survives_toml(tmp_path):
                            "tie_tables": True, "tie_projections": True, "cluster_order": "reversed", "zero_past": True})
     train = TrainConfig(optimizer="sgd", learning_rate=1e22, clip=0.1, clip_each=True, warm_up=5, batch=3, block=7,
                         updates=11, seed=2**70, last_updates=4, last_factor=0.3, momentum=0.9, adam_betas=(0.1, 0.2),
-                        dtype="float64", workers=3, log_every=9, evaluate_every=8, evaluate_tokens=70,
-                        checkpoint_every=6, keep_checkpoints=5)
+                        dtype="float64", workers=3, attention="textbook", log_every=9, evaluate_every=8,
+                        evaluate_tokens=70, checkpoint_every=6, keep_checkpoints=5)
     data = DataConfig("a/b", "word", "reversed", 3, "<unk>")
     assert there_and_back(tmp_path / "file.toml", model, train, data) == (model, train, data)
     for config, least in ((model, ModelConfig(**SIZES)), (train, TrainConfig()), (data, DataConfig())):
@@ -236,7 +237,7 @@ def test_a_model_that_cannot_be(changes, message):
       for value in ((0.9,), (), (0.9, 1.0), (-0.1, 0.9), (0.9, 0.99, 0.999))),
     *(({"adam_betas": value}, r"train\.adam_betas: expected a list of numbers, got")
       for value in (0.9, "ab", (0.9, "0.9"), (0.9, math.nan), (True, False))),
-    *(({name: "best"}, rf"train\.{name}: expected one of .*, got 'best'") for name in ("optimizer", "dtype")),
+    *(({name: "best"}, rf"train\.{name}: expected one of .*, got 'best'") for name in ("optimizer", "dtype", "attention")),
     *(({name: value}, rf"train\.{name}: expected int, got {value!r}")
       for name in ("warm_up", "batch", "block", "updates", "seed", "last_updates", "workers", "log_every", "evaluate_every",
                    "evaluate_tokens", "checkpoint_every", "keep_checkpoints") for value in (1.0, "8", True, None)),
@@ -244,7 +245,7 @@ def test_a_model_that_cannot_be(changes, message):
       for name in ("learning_rate", "clip", "last_factor", "momentum") for value in ("0.1", True, None, math.nan, math.inf)),
     *(({"clip_each": value}, rf"train\.clip_each: expected bool, got {value!r}") for value in (1, "true")),
     *(({name: value}, rf"train\.{name}: expected str, got {value!r}")
-      for name in ("optimizer", "dtype") for value in (1, None)),
+      for name in ("optimizer", "dtype", "attention") for value in (1, None)),
 ])
 def test_a_training_that_cannot_be(changes, message):
     with pytest.raises(InputError, match=f"^{message}"):
@@ -283,6 +284,7 @@ def test_a_model_on_the_edge_of_what_can_be(changes):
 
 @pytest.mark.parametrize("changes", [
     *({"optimizer": value} for value in OPTIMIZERS), *({"dtype": value} for value in DTYPES), {"momentum": 0},
+    *({"attention": value} for value in ATTENTIONS),
     {"adam_betas": [0, 0.5]}, {"learning_rate": 0}, {"clip": 0}, {"warm_up": 0}, {"workers": 0}, {"keep_checkpoints": 1},
 ], ids=str)
 def test_a_training_on_the_edge_of_what_can_be(changes):

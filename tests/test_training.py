@@ -10,6 +10,7 @@ from refimpl import model, optimizers, parameters, training
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import draw_masks
+from refimpl.layers import attention, tiled_attention
 
 CONFIG = ModelConfig(vocabulary=16, width=16, heads=2, layers=2, span=12, memory=4, span_ramp=4, span_penalty=1e-4)
 TRAIN = TrainConfig(optimizer="adam", learning_rate=3e-3, batch=4, block=8, updates=50, warm_up=5)
@@ -73,14 +74,16 @@ def test_workers_share_the_batch_and_change_only_roundoff(dropout):
         np.testing.assert_array_equal(repeated.vector, p.vector)
 
 
-def test_an_update_equals_its_parts():
+@pytest.mark.parametrize("core", [tiled_attention, attention])
+def test_an_update_equals_its_parts(core):
+    train_config = replace(TRAIN, attention="tiled" if core is tiled_attention else "textbook")
     p, segment = parameters.initialize(CONFIG, 1), next(pieces(1))
     past, q = model.initial_past(CONFIG, 4, p.vector), p.copy()
-    state, other = (optimizers.initialize(TRAIN, p) for _ in range(2))
-    result = training.update(p, state, CONFIG, TRAIN, segment.tokens, segment.targets, past)
-    out = model.forward(q, CONFIG, segment.tokens, segment.targets, past)
+    state, other = (optimizers.initialize(train_config, p) for _ in range(2))
+    result = training.update(p, state, CONFIG, train_config, segment.tokens, segment.targets, past)
+    out = model.forward(q, CONFIG, segment.tokens, segment.targets, past, core=core)
     g = model.backward(out.saved)
-    optimizers.update(q, g, other, TRAIN)
+    optimizers.update(q, g, other, train_config)
     np.testing.assert_array_equal(p.vector, q.vector)
     assert (result.loss, result.span_penalty, result.learning_rate) == (out.loss, out.span_penalty, 3e-3 / 5)
     assert result.gradient_norm == pytest.approx(np.linalg.norm(g.vector), rel=1e-13)

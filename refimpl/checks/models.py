@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from refimpl import model, parameters
 from refimpl.arrays import Array, random_stream
 from refimpl.checks.pairs import Pair, Stream
 from refimpl.config import ModelConfig
-from refimpl.functions import FUNCTIONS, Results
+from refimpl.functions import FUNCTIONS, TILED, Function, Results
 from refimpl.inputs import draw_masks
 
 BASE = ModelConfig(vocabulary=7, width=6, heads=3, layers=2, span=5, memory=2, span_ramp=2, span_penalty=0.01)
@@ -65,23 +66,23 @@ def of_model(config: ModelConfig, rng: Stream, block: int) -> Pair:
     for words in (tokens[2], targets[2]):  # every cluster is met, or its gradients would be 0
         words.reshape(-1)[: len(firsts)] = firsts
     masks = {f"keep.{name}": mask for name, mask in draw_masks(config, 2, block, seed, 1, p.vector).items()}
-    weights, settings, function = rng.standard_normal((2, block)), asdict(config), FUNCTIONS["model"]
+    weights, settings, textbook = rng.standard_normal((2, block)), asdict(config), FUNCTIONS["model"]
     start = {"tokens": tokens[:2], "targets": targets[:2], "past": model.initial_past(config, 2, p.vector)}
-    past = function.forward(settings, {**p, **start, **masks})[0]["past"]
+    past = textbook.forward(settings, {**p, **start, **masks})[0]["past"]
     inputs = {"tokens": tokens[2:], "targets": targets[2:], "past": past, **masks}
 
-    def forward(*given: Array) -> tuple[Results, Any]:
+    def forward(function: Function, *given: Array) -> tuple[Results, Any]:
         return function.forward(settings, {**inputs, **dict(zip(p, given, strict=True))})
 
     def value(*given: Array) -> Any:
-        outputs, _ = forward(*given)
+        outputs, _ = forward(textbook, *given)
         return (outputs["token_loss"] * weights.astype(given[0].real.dtype)).sum() + outputs["span_penalty"]
 
-    def vjp(dy: Any, *given: Array) -> tuple[Array, ...]:
-        gradients = function.backward({"token_loss": weights.astype(given[0].dtype)}, forward(*given)[1])
+    def vjp(function: Function, dy: Any, *given: Array) -> tuple[Array, ...]:
+        gradients = function.backward({"token_loss": weights.astype(given[0].dtype)}, forward(function, *given)[1])
         return tuple(dy * gradients[name] for name in p)
 
-    return Pair(value, vjp, dict(p.items()))
+    return Pair(value, partial(vjp, textbook), dict(p.items()), tiled=partial(vjp, TILED["model"]))
 
 
 def named(name: str, config: ModelConfig, seed: int, size: int) -> Pair:

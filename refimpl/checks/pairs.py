@@ -4,49 +4,59 @@ Shapes grow with `size` n: B = 2, T = E = N = n, H = 2, S = n + 2, P = 2.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refimpl.arrays import Array
-from refimpl.functions import FUNCTIONS, Results
+from refimpl.functions import FUNCTIONS, TILED, Function, Results
 
 Stream = np.random.Generator
 
 
 class Pair(NamedTuple):
-    """forward(*arguments) -> y; vjp(dy, *arguments) -> one gradient each; kinks, zeros as gradcheck.check_vjp has them."""
+    """forward(*arguments) -> y; vjp(dy, *arguments) -> one gradient each; kinks, zeros as gradcheck.check_vjp has them.
+
+    tiled: the vjp of the same function with its attention in tiles, None where there is none.
+    """
 
     forward: Callable[..., Any]
     vjp: Callable[..., Any]
     arguments: Mapping[str, Array]
     kinks: str = "refuse"
     zeros: tuple[str, ...] = ()
+    tiled: Callable[..., Any] | None = None
 
 
 def pair(
     name: str, settings: Mapping[str, Any], inputs: Mapping[str, Array], kinks: str = "refuse", zeros: tuple[str, ...] = ()
 ) -> Pair:
     """A function of one output by those of its inputs that have gradients: the floating ones with elements, but no past."""
-    function = FUNCTIONS[name]
     arguments = {key: array for key, array in inputs.items() if array.dtype.kind == "f" and array.size and key != "past"}
 
-    def evaluate(given: Sequence[Array]) -> tuple[Results, Any]:
+    def evaluate(function: Function, given: Sequence[Array]) -> tuple[Results, Any]:
         dtype = given[0].real.dtype
         others = {key: array.astype(dtype) if array.dtype.kind == "f" else array for key, array in inputs.items()}
         return function.forward(settings, {**others, **dict(zip(arguments, given, strict=True))})
 
     def forward(*given: Array) -> Any:
-        (y,) = evaluate(given)[0].values()
+        (y,) = evaluate(FUNCTIONS[name], given)[0].values()
         return y
 
-    def vjp(dy: Any, *given: Array) -> tuple[Array, ...]:
-        outputs, saved = evaluate(given)
+    def vjp(function: Function, dy: Any, *given: Array) -> tuple[Array, ...]:
+        outputs, saved = evaluate(function, given)
         (output,) = outputs
         gradients = function.backward({output: dy}, saved)
         return tuple(gradients[key] for key in arguments)
 
-    return Pair(forward, vjp, arguments, kinks, zeros)
+    tiled = partial(vjp, TILED[name]) if TILED[name] is not FUNCTIONS[name] else None
+    return Pair(forward, partial(vjp, FUNCTIONS[name]), arguments, kinks, zeros, tiled)
+
+
+def with_tiles(of_pair: Pair) -> Pair:
+    """A pair that has a vjp in tiles, with that one to be held to the derivatives of the textbook's forward."""
+    return of_pair._replace(vjp=of_pair.tiled or of_pair.vjp)
 
 
 def normal(rng: Stream, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:

@@ -5,19 +5,19 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from refimpl import settings
 from refimpl.arrays import random_stream
 from refimpl.checks import attentions, models, pairs
-from refimpl.checks.pairs import Pair
+from refimpl.checks.pairs import Pair, with_tiles
 from refimpl.config import ModelConfig
 from refimpl.errors import CalledFailedError, InputError
 from refimpl.gradcheck import GradcheckError, Report, check_vjp
 
-ALL = "all"
+ALL, TILED = "all", "-tiled"
 PLACEHOLDER = 256  # the vocabulary of a preset that takes its text's; scaled down with the rest
 
 
@@ -53,32 +53,49 @@ class Outcome(NamedTuple):
 
 
 def pair_checks() -> dict[str, Check]:
-    """Every pair of the layers by name."""
-    builders = {name.removeprefix("of_").replace("_", "-"): builder for module in (pairs, attentions)
-                for name, builder in vars(module).items() if name.startswith("of_")}
-    return {name: Check(name, "pair", _of_pair(name, builder)) for name, builder in builders.items()}
+    """Every pair of the layers by name; those with an attention also in tiles."""
+    of_pairs, of_attentions = (
+        {name.removeprefix("of_").replace("_", "-"): builder for name, builder in vars(module).items() if name[:3] == "of_"}
+        for module in (pairs, attentions))
+    checks = {name: Check(name, "pair", _of_pair(name, builder)) for name, builder in (of_pairs | of_attentions).items()}
+    return _and_in_tiles(checks, of_attentions)
 
 
 def model_checks() -> dict[str, Check]:
-    """Every form of the whole model by name: variants, positions, conventions."""
-    return {name: Check(name, "model", _of_model(name, config)) for name, config in models.forms().items()}
+    """Every form of the whole model by name: variants, positions, conventions; also in tiles."""
+    checks = {name: Check(name, "model", _of_model(name, config)) for name, config in models.forms().items()}
+    return _and_in_tiles(checks, checks)
+
+
+def _and_in_tiles(checks: Mapping[str, Check], names: Iterable[str]) -> dict[str, Check]:
+    """The checks, after each of these names the same with its attention in tiles."""
+    found = {}
+    for name, check in checks.items():
+        found[name] = check
+        if name in names:
+            found[name + TILED] = Check(name + TILED, check.kind, _in_tiles(check.build))
+    return found
+
+
+def _in_tiles(build: Callable[[Options], Pair]) -> Callable[[Options], Pair]:
+    return lambda options: with_tiles(build(options))
 
 
 def select(what: str) -> list[Check]:
     """The checks of this name: a pair, a form of the model, both, a preset, a TOML file, or all pairs and forms.
 
-    Raises InputError, with the nearest name, if there is none.
+    What has an attention is checked in tiles, too. Raises InputError, with the nearest name, if there is none.
     """
     of_pairs, of_models, presets = pair_checks(), model_checks(), settings.preset_names()
     if what == ALL:
         return [*of_pairs.values(), *of_models.values()]
-    found = [checks[what] for checks in (of_pairs, of_models) if what in checks]
+    found = [checks[name] for checks in (of_pairs, of_models) for name in (what, what + TILED) if name in checks]
     if found:
         return found
     if what in presets:
-        return [_of_settings(what, settings.preset(what))]
+        return _of_settings(what, settings.preset(what))
     if what.endswith(".toml"):
-        return [_of_settings(Path(what).stem, settings.read(Path(what)))]
+        return _of_settings(Path(what).stem, settings.read(Path(what)))
     known = [ALL, *dict.fromkeys([*of_pairs, *of_models, *presets])]
     nearest = difflib.get_close_matches(what, known, 1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
@@ -170,6 +187,7 @@ def _of_model(name: str, config: ModelConfig) -> Callable[[Options], Pair]:
     return lambda options: models.named(name, config, options.seed, options.size)
 
 
-def _of_settings(name: str, tables: Mapping[str, Any]) -> Check:
+def _of_settings(name: str, tables: Mapping[str, Any]) -> list[Check]:
     config = settings.model_config({"vocabulary": PLACEHOLDER, **tables["model"]})
-    return Check(name, "model", _of_model(name, models.scaled_down(config)))
+    check = Check(name, "model", _of_model(name, models.scaled_down(config)))
+    return list(_and_in_tiles({name: check}, [name]).values())

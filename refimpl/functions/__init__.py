@@ -1,17 +1,20 @@
 """Every function of the model under its name, callable in one form: for gradient checks and for golden vectors."""
 
+from collections.abc import Mapping
+
 from refimpl.functions.basic import BASIC
-from refimpl.functions.composed import COMPOSED
+from refimpl.functions.composed import composed
 from refimpl.functions.forms import Arrays, Function, Results, Settings
 
-FUNCTIONS = BASIC | COMPOSED
+FUNCTIONS = BASIC | composed("textbook")
+TILED = BASIC | composed("tiled")  # the same, attention in tiles where the arrays are real and NumPy's
 
-__all__ = ["FUNCTIONS", "Arrays", "Function", "Results", "Settings", "evaluate"]
+__all__ = ["FUNCTIONS", "TILED", "Arrays", "Function", "Results", "Settings", "evaluate"]
 
 
-def evaluate(name: str, settings: Settings, inputs: Arrays) -> Results:
+def evaluate(name: str, settings: Settings, inputs: Arrays, functions: Mapping[str, Function] = FUNCTIONS) -> Results:
     """Outputs, and with a cotangent d_y among the inputs for an output y the gradients d_x of every input x that has one."""
-    function = FUNCTIONS[name]
+    function = functions[name]
     given = {key: array for key, array in inputs.items() if not key.startswith("d_")}
     outputs, saved = function.forward(settings, given)
     cotangents = {output: inputs[f"d_{output}"] for output in outputs if f"d_{output}" in inputs}

@@ -1,38 +1,40 @@
 """The attentions, the sublayers around them, and whole models, by name."""
 
-from types import ModuleType
+from functools import partial
 from typing import Any
 
-from refimpl import model, optimizers, parameters
+from refimpl import model, optimizers, parameters, variants
 from refimpl.arrays import array_module
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.functions.forms import Arrays, Function, Results, Settings
-from refimpl.layers import attention, feed_forward, head_split, multi_head, split_attention, transformer_layer
+from refimpl.layers import attention, feed_forward, multi_head, transformer_layer
 
 MASKS = {"keep": "attention", "keep_memory": "memory", "keep_feed_forward": "feed_forward"}
 
 
-def _attention(core: ModuleType) -> Function:
-    """attention.py or another module of its form; settings are attention.Options."""
+def _attention(path: str, variant: str) -> Function:
+    """The attention of a variant; settings are attention.Options."""
 
     def forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
         arguments = attention.Arguments(*(inputs.get(name) for name in attention.Arguments._fields))
+        core = variants.attention_of(variant, variants.attention_core(path, *inputs.values()))
         y, saved = core.forward(arguments, attention.Options(**settings), inputs.get("keep"), inputs.get("keep_memory"))
-        return {"y": y}, saved
+        return {"y": y}, (core, saved)
 
     def backward(d: Arrays, saved: Any) -> Results:
-        gradients = core.backward(d["y"], saved)._asdict()
+        core, of_core = saved
+        gradients = core.backward(d["y"], of_core)._asdict()
         return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
     return Function(forward, backward)
 
 
-def options(settings: Settings) -> transformer_layer.Options:
-    """variant, head_width, norm, and attention.Options."""
+def _options(path: str, settings: Settings, inputs: Arrays) -> transformer_layer.Options:
+    """Of variant, head_width, norm, and attention.Options among the settings."""
     config = {name: settings[name] for name in attention.Options._fields if name in settings}
-    of_heads = multi_head.Options(
-        model.ATTENTIONS.get(settings["variant"], attention), settings["head_width"], attention.Options(**config))
-    inner = model.FEED_FORWARDS.get(settings["variant"], feed_forward)
+    core = variants.attention_of(settings["variant"], variants.attention_core(path, *inputs.values()))
+    of_heads = multi_head.Options(core, settings["head_width"], attention.Options(**config))
+    inner = variants.FEED_FORWARDS.get(settings["variant"], feed_forward)
     return transformer_layer.Options(of_heads, inner, settings.get("norm") == "pre")
 
 
@@ -40,10 +42,10 @@ def _masks(inputs: Arrays) -> Results:
     return {MASKS[name]: inputs[name] for name in MASKS if name in inputs}
 
 
-def _multi_head_forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
+def _multi_head_forward(path: str, settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
     weights = {name: array for name, array in inputs.items() if name != "context"}
-    out, saved = multi_head.forward(
-        inputs["context"], settings["block"], weights, options(settings).attention, _masks(inputs))
+    options = _options(path, settings, inputs).attention
+    out, saved = multi_head.forward(inputs["context"], settings["block"], weights, options, _masks(inputs))
     return {"out": out}, saved
 
 
@@ -52,10 +54,10 @@ def _multi_head_backward(d: Arrays, saved: Any) -> Results:
     return {"context": d_context, **gradients}
 
 
-def _layer_forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
+def _layer_forward(path: str, settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
     weights = {name: array for name, array in inputs.items() if "." in name}
     past = inputs["past"].astype(inputs["h"].dtype)
-    h, saved = transformer_layer.forward(inputs["h"], past, weights, options(settings), _masks(inputs))
+    h, saved = transformer_layer.forward(inputs["h"], past, weights, _options(path, settings, inputs), _masks(inputs))
     return {"y": h}, saved
 
 
@@ -64,15 +66,16 @@ def _layer_backward(d: Arrays, saved: Any) -> Results:
     return {"h": d_h, **gradients}
 
 
-def _model_forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
+def _model_forward(path: str, settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
     """Segments (G, B, T) one after another, each with the past that the one before left; token_loss is the last one's."""
     config = ModelConfig(**settings)
     p = {spec.name: inputs[spec.name] for spec in parameters.specification(config)}
     dtype = array_module(inputs).result_type(*p.values())
     masks = {name.removeprefix("keep."): array for name, array in inputs.items() if name.startswith("keep.")}
     past, losses = inputs["past"].astype(dtype), []
+    core = variants.attention_core(path, *inputs.values())
     for tokens, targets in zip(inputs["tokens"], inputs["targets"], strict=True):
-        out = model.forward(p, config, tokens, targets, past, masks)
+        out = model.forward(p, config, tokens, targets, past, masks, core=core)
         past = out.past
         losses.append(out.token_loss)
     *earlier, last = losses
@@ -99,13 +102,12 @@ def _optimizer_forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any
     return {**p, "learning_rate": xp.asarray(rates, p.vector.dtype)}, None
 
 
-COMPOSED = {
-    "all-attention": _attention(attention),
-    "attention-split": _attention(split_attention),
-    "single-head": _attention(split_attention),
-    "head-split": _attention(head_split),
-    "attention-layer": Function(_multi_head_forward, _multi_head_backward),
-    "transformer-layer": Function(_layer_forward, _layer_backward),
-    "model": Function(_model_forward, _model_backward),
-    "optimizer": Function(_optimizer_forward, lambda d, saved: {}),
-}
+def composed(path: str) -> dict[str, Function]:
+    """All of them; path: which attention computes them, as variants.attention_core has it."""
+    attentions = {name: _attention(path, name) for name in ("all-attention", "attention-split", "single-head", "head-split")}
+    return attentions | {
+        "attention-layer": Function(partial(_multi_head_forward, path), _multi_head_backward),
+        "transformer-layer": Function(partial(_layer_forward, path), _layer_backward),
+        "model": Function(partial(_model_forward, path), _model_backward),
+        "optimizer": Function(_optimizer_forward, lambda d, saved: {}),
+    }

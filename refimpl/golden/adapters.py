@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from refimpl.errors import CalledFailedError, InputError
-from refimpl.functions import FUNCTIONS, Results, evaluate
+from refimpl.functions import FUNCTIONS, TILED, Results, evaluate
 from refimpl.golden import exchange, processes
 from refimpl.golden.processes import Limits, Worker
 from refimpl.golden.vectors import Stored, stem
@@ -45,8 +45,11 @@ class Adapter(Protocol):
 class Reference:
     """refimpl itself, in this process."""
 
-    name = "refimpl"
     functions: frozenset[str] | None = None
+
+    def __init__(self, attention: str = "textbook") -> None:
+        """attention: computed as the equations read, or "tiled"."""
+        self.name, self._functions = {"textbook": ("refimpl", FUNCTIONS), "tiled": ("refimpl in tiles", TILED)}[attention]
 
     def answer(self, case: Stored, dtype: str) -> Answer:
         """Its results in the dtype. Raises InputError for one that NumPy does not compute in."""
@@ -55,7 +58,7 @@ class Reference:
         inputs = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in case.inputs.items()}
         try:
             with np.errstate(all="ignore"):
-                return Answer("results", evaluate(case.entry["function"], case.entry["settings"], inputs))
+                return Answer("results", evaluate(case.entry["function"], case.entry["settings"], inputs, self._functions))
         except (ValueError, IndexError) as error:
             return Answer("refused", {}, f"{type(error).__name__}: {error}")
 
@@ -217,14 +220,16 @@ def _told(line: bytes | None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def opened(adapter: str | None, command: str | None, results: Path | None, limits: Limits) -> Iterator[Adapter]:
-    """The implementation that was asked for; without one, refimpl itself."""
-    if sum(given is not None for given in (adapter, command, results)) > 1:
-        raise InputError("golden verify: expected one of --adapter, --command and --results, got several")
+def opened(
+    adapter: str | None, command: str | None, results: Path | None, limits: Limits, attention: str | None = None
+) -> Iterator[Adapter]:
+    """The implementation that was asked for; without one, refimpl itself, with the attention that was asked for."""
+    if sum(given is not None for given in (adapter, command, results, attention)) > 1:
+        raise InputError("golden verify: expected one of --adapter, --command, --results and --attention, got several")
     if adapter is not None:
         with contextlib.closing(Function(adapter, limits)) as function:
             yield function
     elif command is not None:
         yield Program(command, limits)
     else:
-        yield ResultsFolder(results) if results is not None else Reference()
+        yield ResultsFolder(results) if results is not None else Reference(attention or "textbook")

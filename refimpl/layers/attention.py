@@ -9,6 +9,7 @@ from refimpl.arrays import Array, array_module, square_root
 from refimpl.errors import InputError
 from refimpl.layers import dropout as drop
 from refimpl.layers import masked_softmax, positions, span, windows
+from refimpl.masks import Keep, drawn
 
 
 class Options(NamedTuple):
@@ -56,7 +57,7 @@ class Saved(NamedTuple):
 
 
 def forward(
-    arguments: Arguments, options: Options, keep: Array | None = None, keep_memory: Array | None = None
+    arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None
 ) -> tuple[Array, Saved]:
     """y_t = Σ_c a_tc v_c + Σ_n a_tn √N ν_n,  a = w ⊙ e^s / Σ (w + ε) e^s jointly over S + N slots  -> (B, T, H, E).
 
@@ -65,14 +66,12 @@ def forward(
     shapes disagree or if the first query sees nothing.
     """
     check(arguments, options)
-    if arguments.memory_keys is None and not (arguments.keys.shape[1] > arguments.queries.shape[1] or options.attend_self):
-        raise InputError("the first query sees nothing: expected a past (zero_past gives one of zeros), persistent "
-                         "vectors, or attend_self")
+    check_sight(arguments, options)
     return attend(arguments, options, keep, keep_memory)
 
 
 def attend(
-    arguments: Arguments, options: Options, keep: Array | None = None, keep_memory: Array | None = None
+    arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None
 ) -> tuple[Array, Saved]:
     """The function itself: a query that sees nothing gives 0."""
     queries, keys, values, table, memory_keys, memory_values, _, content_bias, position_bias = arguments
@@ -93,7 +92,7 @@ def attend(
     exists = windows.exists(xp, keys.shape[1] - block, block, options.span, options.attend_self)
     weight, present, mask = _weights(arguments, options, exists)
     attention, softmax = masked_softmax.forward(logits, weight, present, options.normalizer_epsilon)
-    kept, dropped = drop.forward(attention, _kept_slots(keep, keep_memory, memory_keys), options.dropout)
+    kept, dropped = drop.forward(attention, _kept_slots(keep, keep_memory, memory_keys, queries), options.dropout)
 
     y, mix = windows.mix_forward(kept[..., : options.span], values, options.attend_self)
     if memory_values is not None:
@@ -148,13 +147,11 @@ def _biased(queries: Array, bias: Array | None) -> Array:
     return queries if bias is None else queries + bias
 
 
-def _kept_slots(keep: Array | None, keep_memory: Array | None, memory: Array | None) -> Array | None:
+def _kept_slots(keep: Keep, keep_memory: Keep, memory: Array | None, queries: Array) -> Array | None:
     """One keep-mask over all slots; None if nothing is dropped."""
-    if keep is None and keep_memory is None:
-        return None
-    if keep is None or (keep_memory is None) != (memory is None):
-        raise InputError("keep and keep_memory: expected one for the context and one for the persistent vectors, or neither")
-    if memory is None:
+    check_keep(keep, keep_memory, memory)
+    keep, keep_memory = drawn(keep, queries), drawn(keep_memory, queries)
+    if keep is None or memory is None:
         return keep
     return array_module({"keep": keep, "keep_memory": keep_memory}).concatenate([keep, keep_memory], axis=-1)
 
@@ -197,3 +194,16 @@ def check(arguments: Arguments, options: Options) -> None:
         raise InputError(f"keys: expected at least the block's {block} positions, got {length}")
     if (arguments.memory_keys is None) != (arguments.memory_values is None):
         raise InputError("memory_keys and memory_values: expected both or neither")
+
+
+def check_sight(arguments: Arguments, options: Options) -> None:
+    """Raises InputError if the first query sees nothing."""
+    if arguments.memory_keys is None and not (arguments.keys.shape[1] > arguments.queries.shape[1] or options.attend_self):
+        raise InputError("the first query sees nothing: expected a past (zero_past gives one of zeros), persistent "
+                         "vectors, or attend_self")
+
+
+def check_keep(keep: Keep, keep_memory: Keep, memory: Array | None) -> None:
+    """Raises InputError unless the keep-masks are those of all slots, or none."""
+    if (keep is None and keep_memory is not None) or (keep is not None and (keep_memory is None) != (memory is None)):
+        raise InputError("keep and keep_memory: expected one for the context and one for the persistent vectors, or neither")

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from refimpl.arrays import Array
+from refimpl.masks import Keep, drawn
 
 
 class Saved(NamedTuple):
@@ -12,8 +13,9 @@ class Saved(NamedTuple):
     rate: float
 
 
-def forward(x: Array, keep: Array | None, rate: float) -> tuple[Array, Saved]:
-    """y = x · keep / (1 - rate);  keep a boolean array like x, or None for y = x."""
+def forward(x: Array, keep: Keep, rate: float) -> tuple[Array, Saved]:
+    """y = x · keep / (1 - rate);  keep a boolean array like x, maybe yet to be drawn, or None for y = x."""
+    keep = drawn(keep, x)
     return _scaled(x, keep, rate), Saved(keep, rate)
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from refimpl.arrays import Array, module_of
 from refimpl.layers import dropout, linear
+from refimpl.masks import Keep
 
 
 class Saved(NamedTuple):
@@ -35,7 +36,7 @@ def relu_backward(dy: Array, positive: Array) -> Array:
     return dy * positive
 
 
-def forward(h: Array, weights: Weights, keep: Array | None = None, rate: float = 0.0) -> tuple[Array, Saved]:
+def forward(h: Array, weights: Weights, keep: Keep = None, rate: float = 0.0) -> tuple[Array, Saved]:
     """y = W₂ dropout(relu(W₁ h + b₁)) + b₂;  h (B, T, D), keep (B, T, F) or None."""
     hidden, first = linear.forward(h, weights.weight1, weights.bias1)
     active, positive = relu_forward(hidden)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from refimpl.arrays import Array
 from refimpl.layers import dropout, linear, softmax
+from refimpl.masks import Keep
 
 
 class Saved(NamedTuple):
@@ -22,7 +23,7 @@ class Weights(NamedTuple):
     weight2: Array
 
 
-def forward(h: Array, weights: Weights, keep: Array | None = None, rate: float = 0.0) -> tuple[Array, Saved]:
+def forward(h: Array, weights: Weights, keep: Keep = None, rate: float = 0.0) -> tuple[Array, Saved]:
     """y = W₂ dropout(softmax(W₁ h));  h (B, T, D), keep (B, T, F) or None."""
     logits, first = linear.forward(h, weights.weight1)
     attention, _ = softmax.forward(logits)

@@ -1,6 +1,6 @@
 """The attention sublayer: projections of [past ; block] to heads, attention, projection back. Spec: out = W_o [y]."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -10,10 +10,17 @@ from refimpl.layers import attention, linear, positions
 Weights = Mapping[str, Array]
 
 
-class Options(NamedTuple):
-    """Which attention (attention.py, or another module of the same form), head width E, and the attention's constants."""
+class Core(NamedTuple):
+    """An attention of attention.py's form."""
 
-    core: ModuleType
+    forward: Callable[..., tuple[Array, Any]]
+    backward: Callable[[Array, Any], attention.Arguments]
+
+
+class Options(NamedTuple):
+    """Which attention (attention.py, or another of its form), head width E, and the attention's constants."""
+
+    core: ModuleType | Core
     head_width: int
     attention: attention.Options
 

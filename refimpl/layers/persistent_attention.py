@@ -8,6 +8,7 @@ from typing import NamedTuple
 from refimpl.arrays import Array, square_root
 from refimpl.errors import InputError
 from refimpl.layers import dropout, softmax
+from refimpl.masks import Keep
 
 
 class Saved(NamedTuple):
@@ -22,7 +23,7 @@ class Saved(NamedTuple):
 
 
 def forward(
-    queries: Array, memory_keys: Array, memory_values: Array, keep: Array | None = None, rate: float = 0.0
+    queries: Array, memory_keys: Array, memory_values: Array, keep: Keep = None, rate: float = 0.0
 ) -> tuple[Array, Saved]:
     """y_t = Σ_n a_tn √N ν_n,  a = softmax(s),  s_tn = q_t · (√K μ_n) / √K;  queries (B, T, G, K), μ and ν (G, N, K).
 

@@ -29,7 +29,7 @@ in [`equivalent.toml`](../tests/mutants/equivalent.toml), each with the reason.
 """
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 LAYERS = sorted(f"layers.{path.stem}" for path in Path(planted.__file__).parents[1].glob("layers/[!_]*.py"))
-TARGETS = [*LAYERS, "model", "optimizers", "inputs", "training", "parameters", "arrays"]
+TARGETS = [*LAYERS, "variants", "model", "optimizers", "masks", "inputs", "training", "parameters", "arrays"]
 # they find words for a message, or the machine's threads
 SKIPPED = frozenset({"_first_nonfinite", "is_device", "array_module", "quiet", "_blas", "_pool", "available_cores",
                      "map_in_threads"})

@@ -1,0 +1,131 @@
+"""attention.py in tiles that a processor's cache holds, for training on CPUs: nothing of size T × (S + N) outlives a tile.
+
+Context and persistent slots stand side by side in one block, so that one exponential and one row sum serve both. Forward
+keeps a shift and a total for each row; from them backward (tiled_gradients.py) computes the weights again. A head computes
+its own ⌊z⌋ + R + 1 positions (all S with ε > 0, where each of them counts). Tasks, one head with some texts each, are spread
+over threads. No two write to one array, and their sums are added in a fixed order: bits don't depend on the threads.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from refimpl.arrays import Array, available_cores, is_device, map_in_threads, square_root
+from refimpl.errors import InputError
+from refimpl.layers import attention, span
+from refimpl.layers.attention import Arguments, Options
+from refimpl.layers.tiled_gradients import Saved, Task, backward_task
+from refimpl.layers.tiled_logits import Head, Problem, drop, exponentials, head, kept, logits, problem, reach, rows
+from refimpl.layers.tiles import TILING, Block, Tiling, block, product, scratch
+from refimpl.masks import Keep
+
+Result = TypeVar("Result")
+
+
+def forward(
+    arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None,
+    tiling: Tiling = TILING,
+) -> tuple[Array, Saved]:
+    """As attention.forward, for real NumPy arrays."""
+    attention.check(arguments, options)
+    attention.check_sight(arguments, options)
+    return attend(arguments, options, keep, keep_memory, tiling)
+
+
+def attend(
+    arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None,
+    tiling: Tiling = TILING,
+) -> tuple[Array, Saved]:
+    """As attention.attend, for real NumPy arrays."""
+    for name, array in arguments._asdict().items():
+        if array is not None and (is_device(array) or array.dtype.kind != "f"):
+            came = f"{type(array).__name__} of {array.dtype}"
+            raise InputError(f"{name}: expected a real NumPy array for attention in tiles, got {came}")
+    queries = arguments.queries
+    attention.check_keep(keep, keep_memory, arguments.memory_keys)
+    given = problem(arguments, options, keep, keep_memory, tiling)
+    batch, length, heads, _ = queries.shape
+    shift, total = np.empty((2, batch, heads, length), queries.dtype)
+    y, saved = np.empty(queries.shape, queries.dtype), Saved(given, shift, total)
+    _in_tasks(partial(_forward_task, y, saved), given)
+    return y, saved
+
+
+def _in_tasks(function: Callable[[Task], Result], given: Problem) -> list[tuple[Task, Result]]:
+    """Every task with its result, by head and then by text; those of the longest spans are computed first."""
+    batch, _, heads, _ = given.arguments.queries.shape
+    parts = min(batch, math.ceil(given.tiling.tasks / heads))
+    tasks = [Task(number, range(batch * part // parts, batch * (part + 1) // parts))
+             for number in range(heads) for part in range(parts)]
+    tasks.sort(key=lambda task: -reach(given, task.head))
+    results = map_in_threads(function, tasks, given.tiling.workers or available_cores())
+    return sorted(zip(tasks, results, strict=True), key=lambda pair: (pair[0].head, pair[0].texts.start))
+
+
+def _forward_task(outputs: Array, saved: Saved, task: Task) -> None:
+    """Fills in the outputs, shift and total of one head and some texts."""
+    given, of_head = saved.problem, head(saved.problem, task.head)
+    at, (_, length, _, width), dtype, slots = of_head.cut, outputs.shape, outputs.dtype, len(of_head.memory_keys)
+    for text in task.texts:
+        of_text = rows(given, of_head, text)
+        y, (shift, total) = scratch("y", (at.queries, width), dtype), scratch("totals", (2, at.queries), dtype)
+        for tiles in at.stacks():
+            weights, free = (block(name, at, tiles.stop - tiles.start, slots, dtype) for name in ("weights", "free"))
+            here = at.rows_of(tiles)
+            logits(weights, free, of_head, of_text, tiles)
+            shift[here] = _shift(weights, of_head.unweighted)
+            exponentials(weights, shift[here, None], of_head.unweighted)
+            total[here] = _weigh(weights, of_head, given.options.normalizer_epsilon)
+            drop(weights, kept(of_text, of_head, length, tiles))
+            np.matmul(weights.context, of_text.values[tiles], out=at.by_tile(y[here]))
+            y[here] += product(weights.memory, of_head.memory_values)
+        y /= (total if given.keep is None else total * (1 - given.options.dropout))[:, None]
+        outputs[text, :, task.head] = y[:length]
+        saved.shift[text, task.head], saved.total[text, task.head] = shift[:length], total[:length]
+
+
+def _shift(logits: Block, unweighted: int) -> Array:
+    """Each row's largest logit with w + ε > 0, 0 if there is none; those with w + ε = 0 become -∞."""
+    logits.band[..., :unweighted] = -np.inf
+    shift: Array = logits.whole.max(-1)
+    shift[np.isneginf(shift)] = 0
+    return shift
+
+
+def _weigh(exponentials: Block, of_head: Head, epsilon: float) -> Array:
+    """w e in place of e = e^(s - shift); returns each row's Z = Σ (w + ε) e, 1 where nothing counts."""
+    weights, ones = exponentials.whole, np.ones(exponentials.whole.shape[1], exponentials.whole.dtype)
+    total = epsilon * (weights @ ones) if epsilon else 0
+    exponentials.band[..., : len(of_head.ramp)] *= of_head.ramp
+    total = total + weights @ ones
+    total[total == 0] = 1
+    return total
+
+
+def backward(dy: Array, saved: Saved) -> Arguments:
+    """As attention.backward; dy (B, T, H, E)."""
+    given, arguments = saved.problem, saved.problem.arguments
+    by_row = Arguments(*(np.empty_like(array) for array in arguments[:3]))
+    sums = _in_tasks(partial(backward_task, saved, dy, by_row), given)
+    d = by_row._replace(**{name: np.zeros_like(array) for name, array in arguments._asdict().items()
+                           if array is not None and name not in ("queries", "keys", "values")})
+    d_mask = None if given.mask is None else np.zeros_like(given.mask)
+    for task, of_task in sums:
+        number, size = task.head, reach(given, task.head)
+        if d.positions is not None:
+            (d.positions[number] if d.positions.ndim == 3 else d.positions)[:size] += of_task.table[::-1]
+        if d_mask is not None:
+            d_mask[number, size - len(of_task.mask) : size] += of_task.mask[::-1]
+        for name in ("memory_keys", "memory_values", "content_bias", "position_bias"):
+            if getattr(d, name) is not None:
+                getattr(d, name)[number] += getattr(of_task, name)
+    if d.positions is None:
+        d = d._replace(position_bias=None)
+    else:
+        d.positions[...] /= square_root(dy.shape[3], dy.dtype)
+    if d.memory_values is not None:
+        d.memory_values[...] *= square_root(d.memory_values.shape[1], dy.dtype)
+    return d if given.mask_saved is None else d._replace(rho=span.mask_backward(d_mask, given.mask_saved))

@@ -1,0 +1,193 @@
+"""What both directions of tiled_attention.py begin with: one head's constants, one text's rows, the logits of a block."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl.arrays import Array, largest_exponent, square_root
+from refimpl.layers import span
+from refimpl.layers.attention import Arguments, Options
+from refimpl.layers.tiles import Block, Cut, Tiling, cut, padded, transposed, turned_windows, windows
+from refimpl.masks import Keep, Mask, Row
+
+
+class Problem(NamedTuple):
+    """What forward was given; w by distance (H, S) with what its pair saved, None without adaptive span; p / √E.
+
+    table: as arguments.positions, farthest position first.
+    """
+
+    arguments: Arguments
+    options: Options
+    keep: Keep
+    keep_memory: Keep
+    tiling: Tiling
+    mask: Array | None
+    mask_saved: span.MaskSaved | None
+    table: Array | None
+
+
+class Head(NamedTuple):
+    """One head's constants, farthest position first.
+
+    ramp: w of the farthest positions, up to the last where it is not 1 or has a slope; the first `unweighted` have w + ε = 0
+    · table p / √E (size, E) · memory_keys μ and memory_values √N ν (N, E). turned: the same three with E first.
+    """
+
+    number: int
+    cut: Cut
+    ramp: Array
+    unweighted: int
+    table: Array | None
+    memory_keys: Array
+    memory_values: Array
+    turned: "Turned"
+
+
+class Turned(NamedTuple):
+    """A head's table (E, size), or None, memory_keys and memory_values (E, N)."""
+
+    table: Array | None
+    memory_keys: Array
+    memory_values: Array
+
+
+class Rows(NamedTuple):
+    """One text's rows for a head, 0 where they are padded.
+
+    Queries as each kind of slot sees them, (T or more, E): content q + u, position q + v, memory q · windows of keys k / √E
+    and of values, (tiles, width, E), and of keys with E first, turned_keys (tiles, E, width) · dropout's masks of all heads,
+    None = nothing is dropped: keep (H, T, S) nearest first and keep_memory (H, T, N), or where they are drawn from.
+    """
+
+    content: Array
+    position: Array
+    memory: Array
+    keys: Array
+    values: Array
+    turned_keys: Array
+    keep: Array | Row | None
+    keep_memory: Array | Row | None
+
+
+class Kept(NamedTuple):
+    """Keep-masks of some tiles, None = nothing is dropped: context (n, rows, size) farthest first, memory (n rows, N)."""
+
+    context: Array | None
+    memory: Array | None
+
+
+def problem(arguments: Arguments, options: Options, keep: Keep, keep_memory: Keep, tiling: Tiling) -> Problem:
+    """The arguments, and what all heads share."""
+    mask, mask_saved, table = None, None, None
+    if arguments.rho is not None:
+        mask, mask_saved = span.mask_forward(arguments.rho, options.span, options.ramp)
+    if arguments.positions is not None:
+        far_first = arguments.positions[..., ::-1, :]
+        table = np.ascontiguousarray(far_first / square_root(far_first.shape[-1], far_first.dtype))
+    return Problem(arguments, options, keep, keep_memory, tiling, mask, mask_saved, table)
+
+
+def reach(given: Problem, number: int) -> int:
+    """How many of the nearest positions a head needs: those with a weight, and at the ramp's end with a slope.
+
+    All S with ε > 0, where each of them counts in the normaliser.
+    """
+    if given.mask is None or given.mask_saved is None or given.options.normalizer_epsilon:
+        return given.options.span
+    return max(1, int(((given.mask[number] > 0) | given.mask_saved.on_ramp[number]).sum()))
+
+
+def head(given: Problem, number: int) -> Head:
+    """The constants of head `number`."""
+    queries, keys, _, _, memory_keys, memory_values = given.arguments[:6]
+    size, epsilon = reach(given, number), given.options.normalizer_epsilon
+    ramp, unweighted, table, slots = np.ones(0, queries.dtype), 0, given.table, 0
+    unit_keys = unit_values = np.empty((0, queries.shape[3]), queries.dtype)
+    if given.mask is not None and given.mask_saved is not None:
+        mask, on_ramp = given.mask[number, size - 1 :: -1], given.mask_saved.on_ramp[number, size - 1 :: -1]
+        ramp = mask[: int(((mask < 1) | on_ramp).sum())]
+        unweighted = int((ramp + epsilon == 0).sum())
+    if table is not None:
+        table = (table[number] if table.ndim == 3 else table)[given.options.span - size :]
+    if memory_keys is not None and memory_values is not None:
+        slots = memory_keys.shape[1]
+        unit_keys, unit_values = memory_keys[number], memory_values[number] * square_root(slots, queries.dtype)
+    past = keys.shape[1] - queries.shape[1]
+    of_head = cut(queries.shape[1], past, size, slots, given.options.attend_self, given.tiling)
+    turned_table = None if table is None else np.ascontiguousarray(table.T)
+    turned = Turned(turned_table, np.ascontiguousarray(unit_keys.T), np.ascontiguousarray(unit_values.T))
+    return Head(number, of_head, ramp, unweighted, table, unit_keys, unit_values, turned)
+
+
+def rows(given: Problem, of_head: Head, text: int) -> Rows:
+    """One text's rows."""
+    arguments, at, number = given.arguments, of_head.cut, of_head.number
+    queries = arguments.queries[text, :, number]
+    content = position = memory = padded("queries", queries, at.queries)
+    if arguments.content_bias is not None:
+        content = padded("content", queries + arguments.content_bias[number], at.queries)
+    if arguments.position_bias is not None:
+        position = padded("position", queries + arguments.position_bias[number], at.queries)
+    keys = padded("keys", arguments.keys[text, :, number], at.length, -at.first)
+    keys /= square_root(keys.shape[1], keys.dtype)
+    values = padded("values", arguments.values[text, :, number], at.length, -at.first)
+    keep, keep_memory = (mask.row(text) if isinstance(mask, Mask) else None if mask is None else mask[text]
+                         for mask in (given.keep, given.keep_memory))
+    turned_keys = turned_windows(transposed("turned keys", keys), at)
+    return Rows(content, position, memory, windows(keys, at), windows(values, at), turned_keys, keep, keep_memory)
+
+
+def logits(out: Block, free: Block, of_head: Head, of_text: Rows, tiles: slice) -> None:
+    """The logits of some tiles into `out`, -∞ beside the band; `free` is overwritten.
+
+    s_tc = ((q + u) · k_c + (q + v) · p_δ) / √E: one product for the keys, and one for the positions, which goes where the
+    other's diagonal band will be added. s_tn = q · μ_n.
+    """
+    at, here = of_head.cut, of_head.cut.rows_of(tiles)
+    np.matmul(at.by_tile(of_text.content[here]), of_text.turned_keys[tiles], out=free.context)
+    out.context[..., : at.rows - 1] = -np.inf
+    out.context[..., at.size :] = -np.inf
+    if of_head.turned.table is None:
+        out.band[...] = free.band
+    else:
+        np.matmul(at.by_tile(of_text.position[here]), of_head.turned.table, out=out.band)
+        out.band[...] += free.band
+    for tile in range(tiles.start, tiles.stop):
+        missing = -at.first - tile * at.rows
+        if missing > 0:
+            out.context[tile - tiles.start, :, :missing] = -np.inf
+    np.matmul(of_text.memory[here], of_head.turned.memory_keys, out=out.memory)
+
+
+def exponentials(weights: Block, shift: Array, unweighted: int) -> None:
+    """e^(s - shift) in place of the logits s, shift (n rows, 1); held finite where w + ε = 0, which no shift looks at."""
+    weights.whole[...] -= shift
+    foot = weights.band[..., :unweighted]
+    np.minimum(foot, largest_exponent(foot.dtype), out=foot)
+    np.exp(weights.whole, out=weights.whole)
+
+
+def kept(of_text: Rows, of_head: Head, length: int, tiles: slice) -> Kept:
+    """Dropout's keep-masks of some tiles; T = length."""
+    at, here = of_head.cut, of_head.cut.rows_of(tiles)
+    context = _kept("keep", of_text.keep, of_head.number, length, here, at.size)
+    memory = _kept("keep memory", of_text.keep_memory, of_head.number, length, here, len(of_head.memory_keys))
+    return Kept(None if context is None else at.by_tile(context)[..., ::-1], memory)
+
+
+def drop(weights: Block, keep: Kept) -> None:
+    """What is not kept becomes 0."""
+    if keep.context is not None:
+        weights.band[...] *= keep.context
+    if keep.memory is not None:
+        weights.memory[...] *= keep.memory
+
+
+def _kept(name: str, keep: Array | Row | None, number: int, length: int, here: slice, count: int) -> Array | None:
+    """Of some of a head's queries, T = length of which exist, the first `count` slots."""
+    if keep is None:
+        return None
+    there = slice(here.start, min(here.stop, length))
+    kept = keep.slots(number, there, count) if isinstance(keep, Row) else keep[number, there, :count]
+    return padded(name, kept, here.stop - here.start)

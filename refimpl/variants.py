@@ -1,0 +1,48 @@
+"""What a layer of each variant is made of, and which module computes its attention: chosen here and nowhere else."""
+
+from functools import partial
+from types import ModuleType
+
+import numpy as np
+
+from refimpl.arrays import Array, module_of
+from refimpl.config import ModelConfig
+from refimpl.layers import (
+    attention,
+    feed_forward,
+    ff_attention,
+    head_split,
+    multi_head,
+    split_attention,
+    tiled_attention,
+    transformer_layer,
+)
+
+# where they are others than attention.py and feed_forward.py
+ATTENTIONS = {"attention-split": split_attention, "single-head": split_attention, "head-split": head_split}
+FEED_FORWARDS = {"ff-attention": ff_attention}
+
+
+def attention_core(name: str, *arrays: Array) -> ModuleType:
+    """"textbook": every intermediate kept; "tiled": the same function, for training, in little memory.
+
+    Tiles are made for NumPy's real arrays: where one is complex or on a GPU, the textbook computes under either name.
+    """
+    fit = all(module_of(array) is np and array.dtype.kind != "c" for array in arrays)
+    return tiled_attention if name == "tiled" and fit else attention
+
+
+def attention_of(variant: str, core: ModuleType) -> ModuleType | multi_head.Core:
+    """The variant's attention, the context's part of it computed by `core`."""
+    module = ATTENTIONS.get(variant)
+    return core if module is None else multi_head.Core(partial(module.forward, core=core), module.backward)
+
+
+def layer_options(config: ModelConfig, core: ModuleType = attention) -> transformer_layer.Options:
+    """The constants of every layer, and which attention, around `core`, and feed-forward the variant has."""
+    of_attention = attention.Options(
+        config.span, config.span_ramp, config.normalizer_epsilon, config.attend_self, config.dropout
+    )
+    of_heads = multi_head.Options(attention_of(config.variant, core), config.head_width, of_attention)
+    inner = FEED_FORWARDS.get(config.variant, feed_forward)
+    return transformer_layer.Options(of_heads, inner, config.norm == "pre")
