@@ -71,6 +71,8 @@ def _replaced(functions: Mapping[str, Callable[..., object]]) -> Iterator[None]:
         vars(masked_softmax).update(ours)
 
 
+CONCERNED = frozenset({"masked-softmax", "all-attention", "attention-split", "single-head", "head-split", "attention-layer",
+                       "transformer-layer", "model"})  # the functions that use it
 ORDERS: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
     "ours": nullcontext,
     "published": partial(_replaced, {"forward": forward, "backward": backward}),
