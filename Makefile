@@ -22,6 +22,7 @@ train: $(VENV)/installed
 test: $(VENV)/installed-for-tests check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 	$(MAKE) --no-print-directory vectors-check
+	$(MAKE) --no-print-directory sweep-sample
 
 # golden vectors: written anew, or made once more and compared with those that are here
 vectors: $(VENV)/installed
@@ -48,8 +49,9 @@ mutants: $(VENV)/installed-for-tests
 sweep: $(VENV)/installed-for-tests
 	$(BIN)/python tests/mutants/sweep.py
 
+# some of them, others whenever a numerical file changes, or those of a SEED
 SAMPLE ?= 150
-SEED ?= 0
+SEED ?=
 sweep-sample: $(VENV)/installed-for-tests
 	$(BIN)/python tests/mutants/sweep.py $(SAMPLE) $(SEED)
 

@@ -100,7 +100,7 @@ class Continuation:
     def _embed(self, tokens: Array) -> Array:
         """The first layer's input (B, D) for tokens (B, 1), each at its own text's position."""
         if self._config.positions not in ("sinusoid", "learned"):
-            return embed(self._p, self._config, tokens)[0][:, 0]
+            return embed(self._p, self._config, tokens, 0)[0][:, 0]
         rows = [embed(self._p, self._config, tokens[i : i + 1], self._position(length))[0][:, 0]
                 for i, length in enumerate(self._lengths)]
         return module_of(tokens).concatenate(rows)

@@ -121,7 +121,7 @@ def hidden_states(
     return last, extend_past(config, past, inputs), saved_all
 
 
-def embed(p: Mapping[str, Array], config: ModelConfig, tokens: Array, first_position: int = 0) -> tuple[Array, Embedded]:
+def embed(p: Mapping[str, Array], config: ModelConfig, tokens: Array, first_position: int) -> tuple[Array, Embedded]:
     """The first layer's input (B, T, D), absolute positions added where the model has them, and what was saved."""
     h, words = embed_words(p, config, tokens)
     block = tokens.shape[1]

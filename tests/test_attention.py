@@ -185,3 +185,14 @@ def test_shapes_that_do_not_fit_are_named(change, message):
 def test_a_first_query_that_sees_nothing_is_an_error():
     with pytest.raises(InputError, match="sees nothing"):
         attention.forward(draw(0, past=0, slots=0), attention.Options(4, 2))
+
+
+@pytest.mark.parametrize("keep", [(None, np.ones((2, 2, 3, 3), bool)), (np.ones((2, 2, 3, 4), bool), None)])
+def test_a_keep_mask_for_half_of_the_slots_is_an_error(keep):
+    with pytest.raises(InputError, match="expected one for the context and one for the persistent vectors, or neither"):
+        attention.forward(draw(0), attention.Options(4, 2, dropout=0.5), *keep)
+
+
+def test_options_left_out_are_the_papers():
+    """A ramp of 32 positions as published, the exact normaliser, no position sees itself, nothing is dropped."""
+    assert attention.Options(4) == (4, 32, 0.0, False, 0.0)

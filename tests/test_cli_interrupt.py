@@ -110,6 +110,15 @@ def test_a_second_signal_does_not_wait(command, text, tiny, tmp_path, monkeypatc
     assert checkpoint.load(tmp_path / "run").optimizer.updates == 2
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: what a shell runs in the background starts with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_before_training_writes_nothing(command, text, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "open_corpus", lambda *_: signal.raise_signal(signal.SIGINT))
     end = command("train", "--data", text, "--out", tmp_path / "run", *tiny)

@@ -1,6 +1,7 @@
 """The C example: compiled without a warning, right on every case that it declares, and unharmed by malformed files."""
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 
 from refimpl.golden import exchange
 from refimpl.golden.adapters import opened
+from refimpl.golden.processes import Limits
 from refimpl.golden.vectors import load_case
 from refimpl.golden.verify import Selection, exit_code, judged, select, verify
 
@@ -40,8 +42,8 @@ def sanitized(tmp_path_factory):
     return compiled(SOURCES, tmp_path_factory.mktemp("sanitized") / "example", *SANITIZED)
 
 
-def held(command, dtype):
-    with opened(None, command, None, 30) as implementation:
+def held(command, dtype, memory=8.0):
+    with opened(None, command, None, Limits(memory=memory)) as implementation:
         assert implementation.functions == FUNCTIONS
         entries = [entry for entry in select(Selection()) if entry["function"] in FUNCTIONS]
         return verify(implementation, entries, dtype)
@@ -56,7 +58,7 @@ def test_every_declared_case_passes(program, dtype):
 
 
 def test_every_declared_case_passes_under_the_sanitizers(sanitized):
-    assert exit_code(held(sanitized, "float64")) == 0
+    assert exit_code(held(sanitized, "float64", memory=math.inf)) == 0
 
 
 ERRORS = [
@@ -78,7 +80,7 @@ def test_an_error_in_it_is_seen(tmp_path, file, old, new, case):
     assert text.count(old) == 1
     (folder / file).write_text(text.replace(old, new))
     dtype = "float32" if file == "tensors.c" else "float64"
-    with opened(None, compiled(folder, tmp_path / "wrong"), None, 30) as implementation:
+    with opened(None, compiled(folder, tmp_path / "wrong"), None, Limits()) as implementation:
         verdict, _ = judged(implementation, load_case(select(Selection(ids=(case,)))[0]), dtype)
     assert verdict.verdict == ("CRASHED" if file == "tensors.c" else "MISMATCH")
 

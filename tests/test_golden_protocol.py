@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from refimpl.functions import FUNCTIONS
-from refimpl.golden import adapters, exchange, vectors
+from refimpl.golden import adapters, exchange, processes, vectors
 from refimpl.golden.commands import verify as command
 from refimpl.golden.verify import Selection, select
 
@@ -84,8 +84,10 @@ def test_fields_types_and_settings(written):
 def test_codes_and_limits():
     assert f"| {adapters.NOT_IMPLEMENTED} | not implemented |" in PAGE
     assert f"{exchange.LARGEST // 2**20} MiB" in PAGE
-    (default,) = [option.default for option in command.params if option.name == "time_limit"]
-    assert f"Each case has {default:g} seconds" in PAGE
+    default, limits = {option.name: option.default for option in command.params}, processes.Limits()
+    assert (default["time_limit"], default["memory_limit"]) == (limits.seconds, limits.memory)
+    assert f"Each case has {limits.seconds:g} seconds" in PAGE
+    assert f"each process may ask for {limits.memory:g} GiB" in PAGE
     assert set(re.findall(r"^\| (\d) \| ", PAGE.split("## How a run ends")[1], re.M)) == set("01234")
 
 

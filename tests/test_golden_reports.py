@@ -149,6 +149,14 @@ def test_exit_codes(command, tmp_path, monkeypatch, body, options, code):
     assert bool(end.out) == (code != 2)
 
 
+@pytest.mark.parametrize("option", ["--html", "--junit", "--markdown"])
+def test_a_report_that_can_not_be_written_is_refused_before_the_run(command, tmp_path, option):
+    for path in (tmp_path, tmp_path / "nowhere" / "report"):
+        end = command("golden", "verify", "--adapter", "not_even_started:adapter", option, path)
+        assert end.code == 2
+        assert f"expected a file in a folder that is there, got {path}" in end.err
+
+
 def test_refimpl_verifies_itself(command):
     end = command("golden", "verify", "--group", "masked-softmax", "--convention", "exact")
     assert (end.code, "0 wrong" in end.out) == (0, False)

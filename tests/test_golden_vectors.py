@@ -146,6 +146,36 @@ def test_differences_between_machines_are_seen(linear, altered, tensors, entry, 
     assert compare.differences(linear, altered(tensors, entry), exact=False) == [said]
 
 
+def test_vectors_of_another_platform_are_checked_within_the_bounds(monkeypatch, capsys, tmp_path):
+    """As on a machine whose widest type is float64: other digits, near the same bounds, and `--check` says which it is."""
+    groups = ("linear", "span", "adaptive-input")
+    for group in groups:
+        shutil.copytree(vectors.FOLDER / group, tmp_path / group)
+    generator = {**json.loads((vectors.FOLDER / compare.MAKER).read_text()), "machine": "another", "longdouble_bits": 52}
+    (tmp_path / compare.MAKER).write_text(json.dumps(generator))
+    chosen = [case for case in all_cases() if case.group in groups]
+    monkeypatch.setattr(generate, "all_cases", lambda: chosen)
+    monkeypatch.setattr(vectors, "FOLDER", tmp_path)
+    as_here = bounds.in_dtype
+
+    def in_dtype(inputs, dtype):
+        return as_here(inputs, "float64" if dtype == "longdouble" else dtype)
+
+    def one_after_another(folder):
+        for group in groups:
+            generate.generate_group(group, folder / group)
+        (folder / compare.MAKER).write_text(json.dumps(generate.maker()))
+
+    monkeypatch.setattr(generate, "generate", one_after_another)
+    for module in (bounds, margins):
+        monkeypatch.setattr(module, "in_dtype", in_dtype)
+    assert generate.main(["--check"]) == 0
+    assert "within the bounds of float64" in capsys.readouterr().out
+    monkeypatch.setattr(bounds, "in_dtype", lambda inputs, dtype: as_here(inputs, "float32"))
+    assert generate.main(["--check"]) == 1
+    assert "span/ramp: results farther apart than the bound" in capsys.readouterr().out
+
+
 def test_files_that_only_one_has_are_told(linear, altered):
     folder = altered()
     (folder / "linear" / "more.txt").touch()
@@ -158,6 +188,26 @@ def test_a_case_that_catches_nothing_and_a_bug_that_passes_are_refused():
         margins.check_power(cases, {case.id: {} for case in cases})
     with pytest.raises(ValueError, match="bugs that pass: bias-gradient-averaged"):
         margins.check_power(cases, {case.id: {"span-ramp-sign": [10.0] * 4} for case in cases})
+
+
+def test_vectors_stay_as_they_are_if_new_ones_can_not_be_made(monkeypatch, tmp_path):
+    chosen = [case for case in all_cases() if case.group == "linear"]
+    monkeypatch.setattr(generate, "all_cases", lambda: chosen)
+    folder = tmp_path / "v1"
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def refuse(cases, caught):
+        raise ValueError("a bug that passes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "check_power", refuse)
+        with pytest.raises(ValueError, match="a bug that passes"):
+            generate.generate(folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["v1", "old"]
+    generate.generate(folder)
+    assert {path.name for path in folder.iterdir()} == {"linear", compare.MAKER}
+    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
 
 
 def test_a_manifest_has_a_line_for_each_case():

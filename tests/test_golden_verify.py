@@ -11,6 +11,7 @@ import pytest
 from refimpl.errors import CalledFailedError, InputError
 from refimpl.golden import exchange, vectors, verdicts
 from refimpl.golden.adapters import opened
+from refimpl.golden.processes import Limits
 from refimpl.golden.verify import Selection, exit_code, select, verify
 
 LINEAR = Selection(groups=("linear",))
@@ -37,9 +38,9 @@ def module(tmp_path, monkeypatch):
     return write
 
 
-def run(selection=LINEAR, dtype="float64", time_limit=20.0, **given):
+def run(selection=LINEAR, dtype="float64", time_limit=20.0, memory=1.0, **given):
     chosen = (given.get(name) for name in ("adapter", "command", "results"))
-    with opened(*chosen, time_limit, given.get("attention")) as implementation:
+    with opened(*chosen, Limits(time_limit, memory), given.get("attention")) as implementation:
         return verify(implementation, select(selection), dtype)
 
 
@@ -82,19 +83,26 @@ INTO_EVERY_PIPE = """import contextlib, os
         for pipe in range(3, 20):
             with contextlib.suppress(OSError):
                 os.write(pipe, {})"""
-HOSTILE = {  # body of the adapter, from the case "wide" on; the verdict on that case, and what its reason says
+HOSTILE = {  # body of the adapter in the first case; the verdict on that case, and what its reason says
     "crash": ("import os; os.kill(os.getpid(), 11)", "CRASHED", "SIGSEGV"),
     "exit": ("import os; os._exit(7)", "CRASHED", "exit code 7"),
     "hang": ("while True: pass", "CRASHED", "no answer within 1 s"),
     "error": ("raise RuntimeError('out of cheese')", "CRASHED", "RuntimeError: out of cheese"),
-    "wrong shape": ("right['d_x'] = right['d_x'][0]", "MISMATCH", r"d_x: expected real numbers of shape \(2, 2, 2\), got"),
+    "wrong shape": ("right['d_x'] = right['d_x'][0]", "MISMATCH", r"d_x: expected real numbers of shape \(3, 2, 4\), got"),
     "complex": ("right['y'] = right['y'] + 1j", "MISMATCH", "y: expected real numbers"),
     "NaN": ("right['y'][0] = np.nan", "MISMATCH", ""),
-    "missing": ("del right['d_bias']", "MISMATCH", r"d_bias: expected shape \(7,\), got nothing; got d_weight, d_x, y"),
+    "missing": ("del right['d_bias']", "MISMATCH", r"d_bias: expected shape \(2,\), got nothing; got d_weight, d_x, y"),
     "more": ("right['extra'] = np.zeros(3)", "PASS", ""),
     "no arrays": ("right['y'] = 'nonsense'", "CRASHED", "expected arrays by name"),
-    "not a mapping": ("return 3", "CRASHED", "expected arrays by name"),
+    "not a mapping": ("return 3", "CRASHED", "expected arrays by name, got int: no mapping"),
+    "a list": ("return list(right.values())", "CRASHED", "expected arrays by name, got list: a list does not say which"),
+    "transposed": ("right['d_weight'] = right['d_weight'].T", "MISMATCH",
+                   r"d_weight: expected real numbers of shape \(2, 4\), got float64 \(4, 2\)"),
+    "half the digits": ("right = {k: a.astype('f4') for k, a in right.items()}", "MISMATCH",
+                        "d_bias: expected float64, got float32 .--dtype float32 holds it to the bound of that"),
     "objects": ("right['y'] = np.array([{}])", "CRASHED", "expected arrays by name"),
+    "memory": ("np.ones(2**28)", "CRASHED", "out of memory: Unable to allocate 2.00 GiB"),
+    "memory that it keeps": ("while True: held.append(bytes(100))", "CRASHED", "out of memory"),
     "printing": ("print('{\"kind\": \"results\"}', flush=True)", "PASS", ""),
     "half an answer": (INTO_EVERY_PIPE.format("b'{'") + "\n        while True: pass", "CRASHED", "no answer within 1 s"),
     "another's answer": (INTO_EVERY_PIPE.format("b'[3]\\n'"), "CRASHED", "the process ended with"),
@@ -110,22 +118,24 @@ def test_a_broken_adapter_is_a_row_and_the_run_goes_on(module, name):
     body, expected, reason = HOSTILE[name]
     code = RIGHT.replace("def adapter(", "def good(").rstrip() + f"""
 
+held = []
+
 def adapter(function, settings, inputs):
     right = good(function, settings, inputs)
-    if inputs["weight"].shape == (7, 2):
+    if inputs["weight"].shape == (2, 4):
         {body}
     return right
 """
     module(code)
     result = run(adapter="mine:adapter", time_limit=1.0 if "1 s" in reason else 20.0)
     by_id = {verdict.id: verdict for verdict in result.verdicts}
-    verdict = by_id.pop("linear/wide")
+    verdict = by_id.pop("linear/rows")
     assert verdict.verdict == expected
     if reason:
         import re
 
         assert re.search(reason, verdict.reason), verdict.reason
-    assert {other.verdict for other in by_id.values()} == {"PASS"}
+    assert {other.id: other.verdict for other in by_id.values()} == {"linear/one-by-one": "PASS", "linear/wide": "PASS"}
     assert exit_code(result) == {"PASS": 0, "MISMATCH": 1, "CRASHED": 3}[expected]
 
 
@@ -143,6 +153,11 @@ def test_cases_to_be_refused(module):
 
 @pytest.mark.parametrize(("source", "reference", "error", "message"), [
     ("", "mine", InputError, "expected package.module:function"),
+    ("", "./mine.py:adapter", InputError, "expected package.module:function"),
+    ("def adapter(): pass\nadapter.functions = 'linear'", "mine:adapter", InputError, "list of names as adapter.functions"),
+    ("def adapter(): pass\nadapter.functions = 3", "mine:adapter", InputError, "list of names as adapter.functions, got 3"),
+    ("def adapter(): pass\nadapter.functions = ['linear', 'layernorm']", "mine:adapter", InputError,
+     "expected it to declare functions among .*layer-norm.*; got 'layernorm'"),
     ("", "nothing:adapter", InputError, "a module that can be imported from here"),
     ("", "mine:adapter", InputError, "expected a function adapter in mine, got None"),
     ("adapter = 3", "mine:adapter", InputError, "expected a function adapter in mine, got 3"),
@@ -166,31 +181,33 @@ if sys.argv[1] == "--describe":
 from mine import adapter
 results = adapter(*exchange.read_case(Path(sys.argv[1])))
 out = Path(sys.argv[2])
-wide = results["d_bias"].shape == (7,)
+first = results["d_bias"].shape == (2,)
 {body}
 exchange.write_results(out, results)
 """
 PROGRAMS = {
     "right": ("", "PASS", ""),
-    "fails": ("if wide: sys.exit('no memory')", "CRASHED", "exit code 1: no memory"),
-    "killed": ("import os\nif wide: os.kill(os.getpid(), 9)", "CRASHED", "ended by SIGKILL"),
-    "not implemented": ("if wide: sys.exit(10)", "SKIPPED", "not implemented"),
-    "no file": ("if wide: sys.exit(0)", "CRASHED", "got no such file"),
-    "link": ("if wide:\n    (out / 'results.safetensors').symlink_to('/etc/hostname'); sys.exit(0)", "CRASHED",
+    "fails": ("if first: sys.exit('no memory')", "CRASHED", "exit code 1: no memory"),
+    "killed": ("import os\nif first: os.kill(os.getpid(), 9)", "CRASHED", "ended by SIGKILL"),
+    "not implemented": ("if first: sys.exit(10)", "SKIPPED", "not implemented"),
+    "no file": ("if first: sys.exit(0)", "CRASHED", "got no such file"),
+    "link": ("if first:\n    (out / 'results.safetensors').symlink_to('/etc/hostname'); sys.exit(0)", "CRASHED",
              "symbolic link"),
-    "folder": ("if wide:\n    (out / 'results.safetensors').mkdir(); sys.exit(0)", "CRASHED", "as a plain file"),
-    "pipe": ("import os\nif wide:\n    os.mkfifo(out / 'results.safetensors'); sys.exit(0)", "CRASHED", "as a plain file"),
-    "truncated": ("if wide:\n    exchange.write_results(out, results)\n    path = out / 'results.safetensors'\n"
+    "folder": ("if first:\n    (out / 'results.safetensors').mkdir(); sys.exit(0)", "CRASHED", "as a plain file"),
+    "pipe": ("import os\nif first:\n    os.mkfifo(out / 'results.safetensors'); sys.exit(0)", "CRASHED", "as a plain file"),
+    "truncated": ("if first:\n    exchange.write_results(out, results)\n    path = out / 'results.safetensors'\n"
                   "    path.write_bytes(path.read_bytes()[:-9]); sys.exit(0)", "CRASHED", "safetensors format"),
-    "no tensors": ("if wide:\n    (out / 'results.safetensors').write_text('hello'); sys.exit(0)", "CRASHED",
+    "no tensors": ("if first:\n    (out / 'results.safetensors').write_text('hello'); sys.exit(0)", "CRASHED",
                    "safetensors format"),
-    "huge": ("if wide:\n    import os\n    file = os.open(out / 'results.safetensors', os.O_CREAT | os.O_WRONLY)\n"
+    "huge": ("if first:\n    import os\n    file = os.open(out / 'results.safetensors', os.O_CREAT | os.O_WRONLY)\n"
              "    os.truncate(file, 2**33); sys.exit(0)", "CRASHED", "at most 16,777,216 bytes"),
-    "linked folder": ("if wide:\n    other = out.with_name('other')\n    exchange.write_results(other, results)\n"
+    "linked folder": ("if first:\n    other = out.with_name('other')\n    exchange.write_results(other, results)\n"
                       "    out.rmdir()\n    out.symlink_to(other); sys.exit(0)", "CRASHED", "in a plain folder"),
-    "beside the folder": ("if wide:\n    exchange.write_results(out.parent, results); sys.exit(0)", "CRASHED",
+    "beside the folder": ("if first:\n    exchange.write_results(out.parent, results); sys.exit(0)", "CRASHED",
                           "got no such file"),
-    "no folder left": ("if wide:\n    import shutil; shutil.rmtree(out.parent); sys.exit(0)", "CRASHED", "got no such file"),
+    "no folder left": ("if first:\n    import shutil; shutil.rmtree(out.parent); sys.exit(0)", "CRASHED",
+                       "got no such file"),
+    "memory": ("import numpy\nif first: numpy.ones(2**28)", "CRASHED", "Unable to allocate 2.00 GiB"),
     "more files": ("(out / 'notes.txt').write_text('mine')", "PASS", ""),
     "loud": ("print('x' * 1000000)", "PASS", ""),
 }
@@ -203,16 +220,16 @@ def test_a_program(module, tmp_path, name):
     (tmp_path / "program.py").write_text(PROGRAM.format(body=body))
     result = run(command=f"{sys.executable} program.py")
     by_id = {verdict.id: verdict for verdict in result.verdicts}
-    verdict = by_id.pop("linear/wide")
+    verdict = by_id.pop("linear/rows")
     assert (verdict.verdict, reason in verdict.reason) == (expected, True), verdict.reason
-    assert {other.verdict for other in by_id.values()} == {"PASS"}
+    assert {other.id: other.verdict for other in by_id.values()} == {"linear/one-by-one": "PASS", "linear/wide": "PASS"}
 
 
 def test_a_program_that_hangs_and_its_children_are_ended(module, tmp_path):
     module(RIGHT)
-    body = "import subprocess, time\nif wide:\n    subprocess.Popen(['sleep', '60']); time.sleep(60)"
+    body = "import subprocess, time\nif first:\n    subprocess.Popen(['sleep', '60']); time.sleep(60)"
     (tmp_path / "program.py").write_text(PROGRAM.format(body=body))
-    result = run(Selection(ids=("linear/wide",)), command=f"{sys.executable} program.py", time_limit=3.0)
+    result = run(Selection(ids=("linear/rows",)), command=f"{sys.executable} program.py", time_limit=3.0)
     assert result.verdicts[0].reason == "no answer within 3 s"
     assert result.seconds < 30
 
@@ -222,6 +239,8 @@ def test_a_program_that_hangs_and_its_children_are_ended(module, tmp_path):
     ("./nowhere", InputError, "expected a program that starts"),
     (f"{sys.executable} -c 1", CalledFailedError, "expected JSON with functions"),
     (f"{sys.executable} -c raise(SystemExit(4))", CalledFailedError, "ended with 4"),
+    ("printf '{\"functions\": \"linear\"}%.0s'", CalledFailedError, r"expected JSON with functions, got '{.*}'"),
+    ("printf '{\"functions\": [\"linea\"]}%.0s'", InputError, "to declare functions among .* got 'linea'"),
 ])
 def test_a_program_that_can_not_be_used(command, error, message):
     with pytest.raises(error, match=message):
@@ -244,8 +263,40 @@ def test_results_made_elsewhere(tmp_path):
         run(results=tmp_path / "nowhere")
 
 
+def test_results_made_elsewhere_by_the_careless_and_the_hostile(tmp_path):
+    """Half of the cases, a link, a file cut off, one that is not asked for: rows, and the others are judged."""
+    written = {}
+    for entry in select(Selection(groups=("linear", "span"))):
+        case = vectors.load_case(entry)
+        place = tmp_path / entry["group"]
+        exchange.write_results(place, case.results)
+        written[case.id] = place / f"{vectors.stem(case.id)}.results.safetensors"
+        os.rename(place / "results.safetensors", written[case.id])
+    written["linear/rows"].rename(tmp_path / "elsewhere")
+    written["linear/rows"].symlink_to(tmp_path / "elsewhere")
+    written["linear/wide"].write_bytes(written["linear/wide"].read_bytes()[:-9])
+    written["span/at-zero"].unlink()
+    (tmp_path / "linear" / "more.results.safetensors").touch()
+    result = run(Selection(groups=("linear", "span")), results=tmp_path)
+    reasons = {verdict.id: (verdict.verdict, verdict.reason) for verdict in result.verdicts if verdict.verdict != "PASS"}
+    assert reasons.keys() == {"linear/rows", "linear/wide", "span/at-zero"}
+    assert reasons["linear/rows"] == ("CRASHED", "expected rows.results.safetensors as a plain file, got a symbolic link")
+    assert reasons["linear/wide"][0] == "CRASHED"
+    assert "in the safetensors format" in reasons["linear/wide"][1]
+    assert reasons["span/at-zero"] == ("SKIPPED", "no at-zero.results.safetensors")
+    assert exit_code(result) == 3
+
+
+@pytest.mark.parametrize("limits", [
+    {"seconds": 0}, {"seconds": np.inf}, {"seconds": np.nan}, {"memory": 0}, {"memory": np.nan},
+])
+def test_limits_that_can_not_be(limits):
+    with pytest.raises(InputError, match="limit: expected a"):
+        Limits(**limits)
+
+
 def test_one_at_a_time(tmp_path):
-    with pytest.raises(InputError, match="expected one of"), opened("a:b", "c", None, 1):
+    with pytest.raises(InputError, match="expected one of"), opened("a:b", "c", None, Limits()):
         pass
 
 
@@ -337,7 +388,8 @@ def test_inputs_go_out_in_the_dtype_under_test(tmp_path):
 def test_what_a_program_prints_without_end_is_not_kept():
     from refimpl.golden import processes
 
-    code, said, out = processes.run([sys.executable, "-c", "import sys\nwhile True: sys.stdout.write('x' * 99999)"], 2.0)
+    endless = [sys.executable, "-c", "import sys\nwhile True: sys.stdout.write('x' * 99999)"]
+    code, said, out = processes.run(endless, Limits(2.0))
     assert code is None
     assert len(out) <= processes.KEPT
     assert said == ""

@@ -20,11 +20,11 @@ ORDER = [
     "ring", "continuation", "generation",
     "checkpoint", "convert", "accounting", "runs", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
     "checks.run", "golden.cases.form", "golden.cases.basic", "golden.cases.attention", "golden.cases.whole",
-    "golden.cases", "golden.bounds", "golden.planted", "golden.vectors", "golden.verdicts", "golden.listing",
-    "golden.margins", "golden.compare", "golden.conventions", "golden.generate", "golden.diagnose", "golden.exchange",
-    "golden.processes", "golden.adapters", "golden.worker", "golden.verify", "golden.findings", "golden.reports",
-    "golden.pytest_plugin", "datasets", "results", "jobs", "console", "exits", "starts", "terminal", "checks.commands",
-    "golden.commands", "cli", "__main__",
+    "golden.cases", "golden.orders", "golden.bounds", "golden.planted", "golden.vectors", "golden.verdicts",
+    "golden.listing", "golden.margins", "golden.compare", "golden.conventions", "golden.generate", "golden.diagnose",
+    "golden.exchange", "golden.processes", "golden.adapters", "golden.worker", "golden.verify", "golden.findings",
+    "golden.reports", "golden.pytest_plugin", "datasets", "results", "jobs", "console", "exits", "starts", "terminal",
+    "checks.commands", "golden.commands", "cli", "__main__",
 ]
 FILE_LINES, FUNCTION_LINES = 250, 45
 

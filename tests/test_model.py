@@ -182,6 +182,13 @@ def test_every_row_of_every_mask_has_a_stream_of_its_own(form, shapes):
         assert masks[name].dtype == bool
 
 
+def test_a_draw_that_equals_the_rate_keeps():
+    """The rate is the probability of [0, rate)."""
+    draws = random_stream(7, "dropout hidden", 5, 0).random((4, CONFIG.width), "float32")
+    masks = draw_masks(replace(CONFIG, embedding_dropout=float(draws[1, 2])), 1, 4, 7, 5, np.empty(0))
+    assert masks["hidden"][0, 1, 2]
+
+
 @pytest.mark.parametrize(("tokens", "message"), [
     (np.array([[0, 11]]), r"tokens: expected ids from 0 to 10 \(vocabulary of 11\), got 11 at row 0, position 1"),
     (np.array([[3, 0], [-1, 2]]), "got -1 at row 1, position 0"),
@@ -209,9 +216,11 @@ def test_any_integer_type_holds_tokens(cutoffs):
     assert losses[0] == losses[1] == losses[2]
 
 
-def test_targets_and_past_that_do_not_fit_are_named():
+def test_tokens_targets_and_past_that_do_not_fit_are_named():
     p, tokens, targets = draw(CONFIG, 0, 2, 4)
     past = model.initial_past(CONFIG, 2, p.vector)
+    with pytest.raises(InputError, match=r"^tokens: expected ids from 0 to 10"):
+        model.forward(p, CONFIG, tokens - 11, targets, past)
     with pytest.raises(InputError, match=r"targets: expected the tokens' shape \(2, 4\), got \(2, 3\)"):
         model.forward(p, CONFIG, tokens, targets[:, :3], past)
     with pytest.raises(InputError, match="targets: expected ids from 0 to 10"):

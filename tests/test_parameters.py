@@ -143,3 +143,9 @@ def test_wrong_vectors_and_dtypes_are_refused():
         parameters.Parameters(CONFIG, np.zeros(3))
     with pytest.raises(InputError, match="dtype: expected one of float32, float64, longdouble, complex128, got float16"):
         parameters.initialize(CONFIG, dtype="float16")
+
+
+def test_the_seed_is_0_unless_another_is_given():
+    config = ModelConfig(vocabulary=5, width=4, heads=2, layers=1, span=3, memory=2)
+    np.testing.assert_array_equal(parameters.initialize(config).vector, parameters.initialize(config, 0, "float64").vector)
+    assert (parameters.initialize(config, 1).vector != parameters.initialize(config).vector).any()

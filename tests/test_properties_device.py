@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from refimpl import model, optimizers, training
 from refimpl.config import TrainConfig
+from refimpl.errors import InputError
 from refimpl.inputs import draw_masks
 
 
@@ -120,6 +121,17 @@ def test_updates_on_the_device_give_the_same_bits_and_read_one_number_back(case,
         assert waits() == {"bool": 2, **waits_of_clusters(case.config, updates=2)}
         draws.assert_identical(host(found), expected)
     assert (expected["p"] != p.vector).any()
+
+
+def test_a_model_whose_arrays_are_not_all_there_is_told_which_are_not():
+    """In place of an error in the depths of a layer."""
+    p, (tokens, targets), past = FULL.parameters(), FULL.text(), FULL.before()
+    with device() as up:
+        there = p.with_vector(up(p.vector))
+        with pytest.raises(InputError, match="one device, got parameters on the GPU and past on the host"):
+            model.forward(there, FULL.config, up(tokens), up(targets), past)
+        with pytest.raises(InputError, match="one device, got past on the GPU and parameters on the host"):
+            model.forward(p, FULL.config, tokens, targets, up(past))
 
 
 def test_the_first_past_and_the_masks_are_made_on_the_device():

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import click
@@ -68,19 +67,20 @@ def test_the_drawing_names_files_that_exist():
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """verify(adapter's text): how `golden verify --adapter mine:adapter` ends, run from an unpacked wheel."""
-    built, unpacked = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("unpacked")
+    """verify(adapter's text): how the README's command ends, run where nothing of refimpl is but its installed wheel."""
+    built, site = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("site")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built)], cwd=ROOT, check=True)
     (wheel,) = built.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(unpacked)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--disable-pip-version-check",
+                    "--target", str(site), str(wheel)], check=True)
+    (line,) = re.findall(r"^refimpl golden verify --adapter mine:adapter", README, re.M)
 
     def verify(text):
         mine = tmp_path_factory.mktemp("mine")
         (mine / "mine.py").write_text(text)
-        environment = {**os.environ, "PYTHONPATH": str(unpacked), "PYTHONWARNINGS": "error"}
-        line = [sys.executable, "-m", "refimpl", "golden", "verify", "--adapter", "mine:adapter"]
-        return subprocess.run(line, cwd=mine, env=environment, capture_output=True, text=True)
+        environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONWARNINGS": "error",
+                       "PATH": os.pathsep.join([str(site / "bin"), os.environ["PATH"]])}
+        return subprocess.run(line, cwd=mine, env=environment, capture_output=True, text=True, shell=True)
 
     return verify
 

@@ -9,6 +9,7 @@ import pytest
 from refimpl import model, optimizers, parameters, training
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import NonFiniteError
+from refimpl.inputs import draw_masks
 from refimpl.layers import attention, tiled_attention
 
 CONFIG = ModelConfig(vocabulary=16, width=16, heads=2, layers=2, span=12, memory=4, span_ramp=4, span_penalty=1e-4)
@@ -89,6 +90,19 @@ def test_an_update_equals_its_parts(core):
     np.testing.assert_array_equal(result.past, out.past)
 
 
+def test_every_update_draws_dropout_of_its_own_and_tells_its_own_rate():
+    """Streams are those of the update's number, counted from 1 through all of training."""
+    config = replace(CONFIG, dropout=0.4, embedding_dropout=0.2)
+    piece, p = next(pieces(1)), parameters.initialize(config, 1)
+    state, past = optimizers.initialize(TRAIN, p), model.initial_past(config, 4, p.vector)
+    for number in (1, 2, 3):
+        masks = draw_masks(config, 4, 8, TRAIN.seed, number, p.vector)
+        expected = model.forward(p, config, piece.tokens, piece.targets, past, masks).loss
+        result = training.update(p, state, config, TRAIN, piece.tokens, piece.targets, past)
+        assert result.loss == expected
+        assert result.learning_rate == pytest.approx(TRAIN.learning_rate * number / TRAIN.warm_up, rel=1e-15)
+
+
 def test_the_loop_ends_at_the_last_update_and_empties_the_past_at_a_restart():
     p = parameters.initialize(CONFIG, 1)
     state = optimizers.initialize(TRAIN, p)
@@ -116,12 +130,23 @@ def test_a_loss_that_is_not_finite_stops_before_anything_changes(spoil, name):
     assert state.updates == 0
 
 
-def test_every_batch_row_counts_alike_when_shares_are_uneven():
-    """Three rows over two workers: shares of 1 and 2 rows, weighted 1/3 and 2/3."""
-    p, segment = parameters.initialize(CONFIG, 1), next(pieces(1, batch=3))
-    past = model.initial_past(CONFIG, 3, p.vector)
-    whole = model.forward(p, CONFIG, segment.tokens, segment.targets, past).loss
-    result = training.update(p.copy(), optimizers.initialize(TRAIN, p), CONFIG, replace(TRAIN, workers=2), segment.tokens,
-                             segment.targets, past)
-    assert result.loss == pytest.approx(whole, rel=1e-14)
-    assert result.past.shape[1] == 3
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_every_batch_row_counts_alike_when_shares_are_uneven(monkeypatch, cores):
+    """Three rows over two workers: shares of 1 and 2 rows, weighted 1/3 and 2/3. 0 workers: one for each core."""
+    monkeypatch.setattr(training, "available_cores", lambda: cores)
+    plain = replace(TRAIN, optimizer="sgd", clip=0)
+    segment, past = next(pieces(1, batch=3)), model.initial_past(CONFIG, 3, parameters.initialize(CONFIG, 1).vector)
+
+    def updated(workers):
+        p = parameters.initialize(CONFIG, 1)
+        settings, state = replace(plain, workers=workers), optimizers.initialize(plain, p)
+        return p.vector, training.update(p, state, CONFIG, settings, segment.tokens, segment.targets, past)
+
+    whole, expected = updated(workers=1)
+    vectors = {}
+    for workers in (0, 2, 3):
+        vectors[workers], result = updated(workers)
+        assert result.loss == pytest.approx(expected.loss, rel=1e-14)
+        assert result.past.shape[1] == 3
+        np.testing.assert_allclose(vectors[workers], whole, rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(vectors[0], whole if cores == 1 else vectors[min(cores, 3)])

@@ -10,7 +10,16 @@ import pytest
 from refimpl import generation, model, parameters
 from refimpl.config import POSITIONS, VARIANTS, ModelConfig
 from refimpl.errors import InputError
-from refimpl.layers import attention, ff_attention, head_split, persistent_attention, positions, softmax, split_attention
+from refimpl.layers import (
+    attention,
+    feed_forward,
+    ff_attention,
+    head_split,
+    persistent_attention,
+    positions,
+    softmax,
+    split_attention,
+)
 
 CONFIG = ModelConfig(vocabulary=11, width=8, heads=2, layers=2, span=6, span_ramp=3, memory=3)
 FORM = {  # what each variant asks for beside its name
@@ -91,6 +100,20 @@ def test_softmax_persistent_and_ff_attention_have_exact_gradients(check_pair, ra
         lambda *given: persistent_attention.forward(*given, keep, rate)[0],
         lambda dy, *given: persistent_attention.backward(dy, persistent_attention.forward(*given, keep, rate)[1]),
         [rng.standard_normal(shape) for shape in ((2, 3, 2, 5), (2, 4, 5), (2, 4, 5))])
+
+
+def test_a_keep_mask_without_a_rate_leaves_what_it_keeps_as_it_is():
+    """Nothing is divided by 1 - rate: with all kept, as without a mask."""
+    rng = np.random.default_rng(1)
+    h, up, down, *of_heads = (rng.standard_normal(shape) for shape in (
+        (2, 3, 5), (4, 5), (5, 4), (2, 3, 2, 5), (2, 4, 5), (2, 4, 5)))
+    for function, arguments, slots in (
+        (feed_forward, (h, feed_forward.Weights(up, np.zeros(4), down, np.zeros(5))), (2, 3, 4)),
+        (ff_attention, (h, ff_attention.Weights(up, down)), (2, 3, 4)),
+        (persistent_attention, of_heads, (2, 2, 3, 4)),
+    ):
+        kept, plain = function.forward(*arguments, np.ones(slots, bool))[0], function.forward(*arguments)[0]
+        np.testing.assert_array_equal(kept, plain)
 
 
 def test_transformer_xls_table_has_an_exact_gradient(check_pair):

@@ -5,7 +5,7 @@ import json
 import shlex
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 from refimpl.errors import CalledFailedError, InputError
 from refimpl.functions import FUNCTIONS, TILED, Results, evaluate
 from refimpl.golden import exchange, processes
-from refimpl.golden.processes import Worker
+from refimpl.golden.processes import Limits, Worker
 from refimpl.golden.vectors import Stored, stem
 
 NOT_IMPLEMENTED = 10  # exit code of a program that does not have a case's function
@@ -91,22 +91,24 @@ class Program:
     Exit code 0 = done, 10 = not implemented, another = refused.
     """
 
-    def __init__(self, command: str, time_limit: float) -> None:
+    def __init__(self, command: str, limits: Limits) -> None:
         """Raises InputError if the command can't be started, CalledFailedError if it does not describe itself."""
-        self.name, self._command, self._time_limit = command, shlex.split(command), time_limit
+        self.name, self._command, self._limits = command, shlex.split(command), limits
         if not self._command:
             raise InputError("--command: expected a program, got nothing")
         try:
-            code, said, out = processes.run([*self._command, "--describe"], time_limit)
+            code, said, out = processes.run([*self._command, "--describe"], limits)
         except OSError as error:
             raise InputError(f"--command: expected a program that starts, got {command}: {error.strerror}") from error
         try:
             listed = json.loads(out)["functions"] if code == 0 else None
+            if not isinstance(listed, list | None):
+                raise TypeError
         except (ValueError, KeyError, TypeError) as error:
             raise CalledFailedError(f"{command} --describe: expected JSON with functions, got {out[:80]!r}") from error
         if code != 0:
             raise CalledFailedError(f"{command} --describe ended with {code}: {said[-TAIL:].strip()}")
-        self.functions = None if listed is None else frozenset(map(str, listed))
+        self.functions = _declared("--command", command, listed)
 
     def answer(self, case: Stored, dtype: str) -> Answer:
         """One run of the program."""
@@ -115,12 +117,12 @@ class Program:
             exchange.write_case(given, case, dtype)
             out.mkdir()
             try:
-                code, said, _ = processes.run([*self._command, str(given), str(out)], self._time_limit)
+                code, said, _ = processes.run([*self._command, str(given), str(out)], self._limits)
             except OSError as error:
                 return Answer("crashed", {}, f"could not be started: {error.strerror}")
             last = said.strip()[-TAIL:]
             if code is None:
-                return Answer("crashed", {}, f"no answer within {self._time_limit:g} s")
+                return Answer("crashed", {}, f"no answer within {self._limits.seconds:g} s")
             if code < 0:
                 return Answer("crashed", {}, f"ended by {signal.Signals(-code).name} {last}".strip())
             if code == NOT_IMPLEMENTED:
@@ -145,23 +147,28 @@ class Function:
     function(name, settings, inputs) -> results by name, or None if it does not have that function.
     """
 
-    def __init__(self, reference: str, time_limit: float) -> None:
+    def __init__(self, reference: str, limits: Limits) -> None:
         """Raises InputError if there is no such function, CalledFailedError if it does not start."""
-        if not all(reference.partition(":")):
+        module, _, function = reference.partition(":")
+        if not all(name.isidentifier() for name in (*module.split("."), function)):
             raise InputError(f"--adapter: expected package.module:function, got {reference!r}")
-        self.name, self._reference, self._time_limit = reference, reference, time_limit
+        self.name, self._reference, self._limits = reference, reference, limits
         self._worker: Worker | None = None
         self.functions = self._start()[1]
 
     def _start(self) -> tuple[Worker, frozenset[str] | None]:
         """A new worker, and what it declares."""
-        worker = self._worker = Worker(self._reference)
-        told = _told(worker.line(60 + self._time_limit))  # an import may take long
+        worker = self._worker = Worker(self._reference, self._limits)
+        told = _told(worker.line(60 + self._limits.seconds))  # an import may take long
         if "functions" not in told:
             said = self.close()[1]
             raise (CalledFailedError if told.get("outside", True) else InputError)(
                 f"--adapter {self._reference}: {told.get('error', f'it did not start: {said}')}")
-        return worker, None if told["functions"] is None else frozenset(told["functions"])
+        try:
+            return worker, _declared("--adapter", self._reference, told["functions"])
+        except InputError:
+            self.close()
+            raise
 
     def answer(self, case: Stored, dtype: str) -> Answer:
         """One call."""
@@ -170,10 +177,10 @@ class Function:
             given, out = Path(folder, "case"), Path(folder, "out")
             exchange.write_case(given, case, dtype)
             worker.ask(json.dumps([str(given), str(out)]))
-            line = worker.line(self._time_limit)
+            line = worker.line(self._limits.seconds)
             if line is None:
                 self.close()
-                return Answer("crashed", {}, f"no answer within {self._time_limit:g} s")
+                return Answer("crashed", {}, f"no answer within {self._limits.seconds:g} s")
             told = _told(line)
             if not {"kind", "message"} <= told.keys():
                 code, said = self.close()
@@ -181,6 +188,9 @@ class Function:
                 return Answer("crashed", {}, f"the process ended with {ended}: {said}".rstrip(": "))
             if told["kind"] == "results":
                 return _read(out / exchange.RESULTS, dtype)
+            if told["kind"] == "exhausted":  # what it still holds would fail the next case, too
+                self.close()
+                return Answer("crashed", {}, told["message"])
             return Answer(told["kind"], {}, told["message"])
 
     def close(self) -> tuple[int, str]:
@@ -188,6 +198,16 @@ class Function:
         worker, self._worker = self._worker, None
         code, said = worker.end() if worker is not None else (0, "")
         return code, said.strip()[-TAIL:]
+
+
+def _declared(option: str, name: str, listed: Iterable[object] | None) -> frozenset[str] | None:
+    """The functions that an implementation declares. Raises InputError for one that there is not: it would be left out."""
+    declared = None if listed is None else frozenset(map(str, listed))
+    for function in sorted(declared or ()):
+        if function not in FUNCTIONS:
+            raise InputError(f"{option} {name}: expected it to declare functions among {', '.join(sorted(FUNCTIONS))}; "
+                             f"got {function!r}")
+    return declared
 
 
 def _told(line: bytes | None) -> dict[str, Any]:
@@ -201,15 +221,15 @@ def _told(line: bytes | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def opened(
-    adapter: str | None, command: str | None, results: Path | None, time_limit: float, attention: str | None = None
+    adapter: str | None, command: str | None, results: Path | None, limits: Limits, attention: str | None = None
 ) -> Iterator[Adapter]:
     """The implementation that was asked for; without one, refimpl itself, with the attention that was asked for."""
     if sum(given is not None for given in (adapter, command, results, attention)) > 1:
         raise InputError("golden verify: expected one of --adapter, --command, --results and --attention, got several")
     if adapter is not None:
-        with contextlib.closing(Function(adapter, time_limit)) as function:
+        with contextlib.closing(Function(adapter, limits)) as function:
             yield function
     elif command is not None:
-        yield Program(command, time_limit)
+        yield Program(command, limits)
     else:
         yield ResultsFolder(results) if results is not None else Reference(attention or "textbook")

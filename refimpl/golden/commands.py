@@ -23,6 +23,13 @@ def _selecting(command: Any) -> Any:
     return command
 
 
+def _writable(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """A report's file, refused before the run where it can't be written after it."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise click.BadParameter(f"expected a file in a folder that is there, got {path}")
+    return path
+
+
 @click.group()
 def golden() -> None:
     """Golden vectors: exact cases to hold any implementation against, in any language.
@@ -107,15 +114,17 @@ def write(folder: Path, groups: tuple[str, ...], flags: tuple[str, ...], convent
               help="Which of refimpl's own two attentions.  [default: textbook]")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float64", show_default=True, help="Sets the bound.")
 @click.option("--time-limit", type=click.FloatRange(0, min_open=True), default=30.0, help="Seconds a case.  [default: 30]")
-@click.option("--junit", type=click.Path(path_type=Path), help="Also write a JUnit report to this file.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Also write a Markdown report to this file.")
-@click.option("--html", type=click.Path(path_type=Path), help="Also write a report as one HTML file.")
+@click.option("--memory-limit", type=click.FloatRange(0, min_open=True), default=8.0,
+              help="GiB that a process may ask for, inf = all there is; on Linux.  [default: 8]")
+@click.option("--junit", type=click.Path(path_type=Path), callback=_writable, help="Also write JUnit XML to this file.")
+@click.option("--markdown", type=click.Path(path_type=Path), callback=_writable, help="Also write Markdown to this file.")
+@click.option("--html", type=click.Path(path_type=Path), callback=_writable, help="Also write a report as one HTML file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @debug_option
 def verify(
     groups: tuple[str, ...], flags: tuple[str, ...], conventions: tuple[str, ...], ids: tuple[str, ...], adapter: str | None,
-    program: str | None, results: Path | None, attention: str | None, dtype: str, time_limit: float, junit: Path | None,
-    markdown: Path | None, html: Path | None, as_json: bool,
+    program: str | None, results: Path | None, attention: str | None, dtype: str, time_limit: float, memory_limit: float,
+    junit: Path | None, markdown: Path | None, html: Path | None, as_json: bool,
 ) -> None:
     """Hold an implementation to the vectors; without one, refimpl itself.
 
@@ -128,12 +137,13 @@ def verify(
     from refimpl import console
     from refimpl.golden import reports
     from refimpl.golden.adapters import opened
+    from refimpl.golden.processes import Limits
     from refimpl.golden.verify import Selection, exit_code, select
     from refimpl.golden.verify import verify as hold
 
-    entries = select(Selection(groups, flags, conventions, ids))
+    limits, entries = Limits(time_limit, memory_limit), select(Selection(groups, flags, conventions, ids))
     bar = click.progressbar(length=len(entries), file=sys.stderr, hidden=not sys.stderr.isatty())
-    with opened(adapter, program, results, time_limit, attention) as implementation, bar:
+    with opened(adapter, program, results, limits, attention) as implementation, bar:
         run = hold(implementation, entries, dtype, tell=lambda verdict: bar.update(1))
     forms: list[tuple[Path | None, Callable[[Any], str]]] = [
         (junit, reports.junit), (markdown, reports.markdown), (html, reports.html)]

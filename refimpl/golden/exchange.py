@@ -62,6 +62,8 @@ def read_case(folder: Path) -> tuple[str, dict[str, Any], dict[str, Array]]:
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """Results as the reader expects them. Raises WrongNumbersError for complex ones, TypeError for what is no numbers."""
+    if not isinstance(results, Mapping):
+        raise TypeError("a list does not say which array is which" if isinstance(results, list | tuple) else "no mapping")
     arrays = {name: np.asarray(array) for name, array in results.items()}
     for name, array in arrays.items():
         if array.dtype.kind == "c":
@@ -82,7 +84,7 @@ def read_results(path: Path, dtype: str) -> dict[str, Array]:
     data = _plain_file(path)
     try:
         tensors: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]
-        return {name: _array(name, tensor, dtype) for name, tensor in tensors}
+        return {name: _array(name, tensor, dtype) for name, tensor in sorted(tensors, key=lambda named: named[0])}
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BadResultsError(f"expected {path.name} in the safetensors format, got {error}") from None
 

@@ -28,13 +28,16 @@ FLAGS = Path(__file__).with_name("flags.toml")
 
 
 def generate(folder: Path) -> None:
-    """Every group anew into `folder`, whose other groups are removed; a process for each core."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Every group anew in the place of `folder`, once all of them are made; a process for each core."""
     chosen = dict.fromkeys(case.group for case in all_cases())
     slowest_first = sorted(chosen, key=lambda group: group != "model")
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(generate_group, slowest_first, [folder / group for group in slowest_first]))
-    (folder / compare.MAKER).write_text(json.dumps(maker(), indent=1) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+        made = Path(beside, folder.name)
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(generate_group, slowest_first, [made / group for group in slowest_first]))
+        (made / compare.MAKER).write_text(json.dumps(maker(), indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
 
 
 def maker() -> dict[str, Any]:

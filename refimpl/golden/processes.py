@@ -1,16 +1,51 @@
-"""Processes that may crash, hang, print without end or leave others behind: each in a group of its own, its time limited."""
+"""Processes that may crash, hang, print without end, eat memory or leave others behind.
+
+Each is in a group of its own, its time and its memory limited.
+"""
 
 import contextlib
+import math
 import os
+import resource
 import selectors
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import IO, Any, cast
 
+from refimpl.errors import InputError
+
 KEPT = 2**16  # bytes: the end of what a process prints; a line that it answers may not be longer
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an implementation may take: seconds for a case, and GiB of data for each process; infinite = all there is.
+
+    Data are what a process has asked for to write into, whether it did or not. Address space is no measure of it: sanitizers
+    and drivers of GPUs reserve far more than any machine has.
+    """
+
+    seconds: float = 30.0
+    memory: float = 8.0
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a time that never ends, and for what is not above 0."""
+        if not 0 < self.seconds < math.inf:
+            raise InputError(f"--time-limit: expected a finite number of seconds above 0, got {self.seconds:g}")
+        if not self.memory > 0:
+            raise InputError(f"--memory-limit: expected a number of GiB above 0, or inf, got {self.memory:g}")
+
+    def hold(self, process: subprocess.Popen[Any]) -> None:
+        """Limits the memory of a process that has just begun, and of those that it starts; only Linux can."""
+        if math.isfinite(self.memory) and hasattr(resource, "prlimit"):
+            size = int(self.memory * GIB)
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(process.pid, resource.RLIMIT_DATA, (size, size))
 
 
 class Tail:
@@ -32,15 +67,16 @@ class Tail:
         return self._kept.decode("utf-8", "replace")
 
 
-def run(command: list[str], time_limit: float) -> tuple[int | None, str, str]:
+def run(command: list[str], limits: Limits) -> tuple[int | None, str, str]:
     """(exit code, stderr, stdout: the ends of both) of a program; the code is None if its time ran out."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                start_new_session=True)
+    limits.hold(process)
     out, said = Tail(process.stdout), Tail(process.stderr)
     code: int | None = None
     try:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            code = process.wait(time_limit)
+            code = process.wait(limits.seconds)
     finally:
         end_group(process)  # what it started and left behind, too
         process.wait()
@@ -56,10 +92,11 @@ def end_group(process: subprocess.Popen[Any]) -> None:
 class Worker:
     """The process in which an adapter runs, and the pipes to it."""
 
-    def __init__(self, reference: str) -> None:
+    def __init__(self, reference: str, limits: Limits) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "refimpl.golden.worker", reference], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, bufsize=0, start_new_session=True)
+        limits.hold(self._process)
         self._given, self._answers = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
         self._said, self._read = Tail(self._process.stderr), b""
 

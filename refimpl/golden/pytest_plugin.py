@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--refimpl-dtype", default="float64", choices=["float64", "float32", "float16", "bfloat16"],
                     help="what the implementation computes in; sets the bound")
     group.addoption("--refimpl-time-limit", type=float, default=30.0, help="seconds for a case")
+    group.addoption("--refimpl-memory-limit", type=float, default=8.0, help="GiB that its processes may ask for; on Linux")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -49,14 +50,16 @@ class GoldenVectors(pytest.Collector):
         """A test each."""
         from refimpl.errors import CalledFailedError, InputError
         from refimpl.golden.adapters import opened
+        from refimpl.golden.processes import Limits
         from refimpl.golden.verify import Selection, select
 
         option = self.config.getoption
         self.config.stash[RESOURCES] = resources = contextlib.ExitStack()
         try:
             chosen = select(Selection(*(tuple(option(f"refimpl_{kind}")) for kind in ("group", "flag", "convention"))))
-            adapter = resources.enter_context(opened(
-                option("refimpl_adapter"), option("refimpl_command"), None, option("refimpl_time_limit")))
+            limits = Limits(option("refimpl_time_limit"), option("refimpl_memory_limit"))
+            adapter = resources.enter_context(
+                opened(option("refimpl_adapter"), option("refimpl_command"), None, limits))
         except (InputError, CalledFailedError) as error:
             raise pytest.UsageError(str(error)) from error
         for entry in chosen:

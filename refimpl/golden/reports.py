@@ -54,8 +54,7 @@ def summary(run: Run) -> list[str]:
         said.append(f"Worst: {first.id}, {where(first)} ({_off(first)} bounds off)" if first.worst
                     else f"Worst: {first.id}, {where(first)}")
     bugs, conventions = findings(run, "bug"), findings(run, "convention")
-    said += [_sentence(finding) for finding in telling(conventions)]
-    said += [_sentence(finding) for finding in telling(bugs)]
+    said += [_sentence(finding, run) for finding in (*telling(conventions), *telling(bugs))]
     return said
 
 
@@ -71,7 +70,7 @@ def telling(found: list[Finding]) -> list[Finding]:
     return kept if not kept or kept[0].exact else kept[:1]
 
 
-def _sentence(finding: Finding) -> str:
+def _sentence(finding: Finding, run: Run) -> str:
     cases = f"{len(finding.cases)} of {finding.failing} wrong cases"
     if not finding.exact:
         return (f"No known bug gives these values. The nearest in {cases}: {finding.name}, off by {finding.distance:.1g} of "
@@ -81,7 +80,9 @@ def _sentence(finding: Finding) -> str:
     doubt += f", the gradients{some} apart" if finding.outputs else ""
     closely = f"{finding.distance:.0e}".replace("e-0", "e-").replace("0e+00", "the last digit")
     if finding.kind == "convention":
-        return f"{cases} follow the convention {finding.name} to {closely}{doubt}. {finding.sentence}"
+        asked = sorted({run.entries[case]["convention"] for case in finding.cases} - {"any"})
+        instead = f", not {' or '.join(asked)}," if asked else ""
+        return f"{cases} follow the convention {finding.name}{instead} to {closely}{doubt}. {finding.sentence}"
     return f"{cases} match {finding.name} to {closely}{doubt}. {finding.sentence}"
 
 

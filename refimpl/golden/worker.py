@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def _load(reference: str) -> tuple[Any, dict[str, Any]]:
     if not callable(adapter):
         return None, {"error": f"expected a function {name} in {module_name}, got {adapter!r}", "outside": False}
     declared = getattr(adapter, "functions", None)
+    if declared is not None and (isinstance(declared, str) or not isinstance(declared, Iterable)):
+        return None, {"error": f"expected a list of names as {name}.functions, got {declared!r}", "outside": False}
     return adapter, {"functions": None if declared is None else sorted(map(str, declared))}
 
 
@@ -50,6 +53,8 @@ def _call(adapter: Any, case: Path, out: Path) -> dict[str, str]:
         results = adapter(*exchange.read_case(case))
     except NotImplementedError as error:
         return {"kind": "skipped", "message": f"not implemented {error}".strip()}
+    except MemoryError as error:
+        return {"kind": "exhausted", "message": f"out of memory: {error}".rstrip(": ")}
     except Exception as error:  # a refusal, if the case is one to be refused
         return {"kind": "refused", "message": f"{type(error).__name__}: {error}"}
     if results is None:

@@ -159,8 +159,7 @@ def _kept_slots(keep: Keep, keep_memory: Keep, memory: Array | None, queries: Ar
 def _weights(arguments: Arguments, options: Options, exists: Array) -> tuple[Array, Array, span.MaskSaved | None]:
     """w (H, T, S + N), which slots are present (T, S + N), and what the span mask saved."""
     xp = array_module({"exists": exists})
-    queries, slots, mask = arguments.queries, 0, None
-    heads, dtype = queries.shape[2], queries.dtype
+    mask, heads, dtype = None, arguments.queries.shape[2], arguments.queries.dtype
     if arguments.rho is None:
         weight = xp.broadcast_to(exists.astype(dtype), (heads, *exists.shape))
     else:

@@ -87,7 +87,7 @@ def context(
     weight = group.weight[:, None, group.weight.shape[1] - n :]
     counted = weight + epsilon if epsilon else weight
     if exists is not None:
-        weight, counted = weight * exists, counted * exists
+        counted = counted * exists
     logits = xp.where(counted > 0, logits, -xp.inf)
     largest = logits.max(-1)
     exponentials = xp.exp(logits - largest[..., None])

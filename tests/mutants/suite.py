@@ -14,7 +14,9 @@ import selectors
 import signal
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import CodeType, FrameType
@@ -151,9 +153,9 @@ class Suite:
 
     def reached(self) -> dict[str, list[str]]:
         """By function, as module:name, the tests that call it without any change. Raises ValueError if a test fails."""
-        def watched() -> None:
+        def watched(stems: Sequence[str]) -> None:
             self.mutant, found = Mutant("", {}), {}
-            for stem in kinds.KINDS:
+            for stem in stems:
                 with calls() as at_import:
                     items = self.collect(stem)
                 for item in items:
@@ -163,10 +165,14 @@ class Suite:
                         found.setdefault(function, []).append(item.nodeid)
             self.tell(found)
 
-        told = _told(*self.fork(watched))
-        if not isinstance(told, dict):
-            raise ValueError(f"tests: expected all to pass without a change, got {told}")
-        return told
+        stems, together = list(kinds.KINDS), defaultdict(list)
+        running = [self.fork(partial(watched, stems[number::PROCESSES])) for number in range(PROCESSES)]
+        for told in [_told(*process) for process in running]:
+            if not isinstance(told, dict):
+                raise ValueError(f"tests: expected all to pass without a change, got {told}")
+            for function, tests in told.items():
+                together[function] += tests
+        return together
 
     def tell(self, result: object) -> None:
         """Hands the result over, and ends the process at once."""

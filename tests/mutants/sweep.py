@@ -1,12 +1,14 @@
 """`make sweep`: every small change of the numerical files by rule (mutations.py) must be killed by a test.
 
 A change that survives must stand in equivalent.toml with the reason why no test can see it; and what stands there must be a
-change that there is, and that survives. `sweep.py 200 7`: a sample of 200 drawn with seed 7, without those listed.
+change that there is, and that survives. `sweep.py 200 7`: a sample of 200 drawn with seed 7, without those listed; without a
+seed it is drawn anew whenever a numerical file changes.
 """
 
 import random
 import sys
 import tomllib
+import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +46,11 @@ def everything() -> list[mutations.Mutation]:
     return found
 
 
+def seed_of_the_files() -> int:
+    """The same for the same numerical files."""
+    return zlib.crc32("".join(map(planted.source_of, TARGETS)).encode())
+
+
 def listed() -> dict[mutations.Key, str]:
     """The reasons of equivalent.toml by what they are given for."""
     entries = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8")).get("equivalent", [])
@@ -65,7 +72,8 @@ def main(arguments: list[str]) -> int:
     changes, reasons = everything(), listed()
     gone = sorted(set(reasons) - {change.key for change in changes})
     if arguments:
-        size, seed = map(int, arguments)
+        size, seed = int(arguments[0]), int(arguments[1]) if arguments[1:] else seed_of_the_files()
+        print(f"a sample of {size} changes, seed {seed}", flush=True)
         open_ones = [change for change in changes if change.key not in reasons]
         changes = random.Random(seed).sample(open_ones, min(size, len(open_ones)))
 

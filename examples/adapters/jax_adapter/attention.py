@@ -16,6 +16,18 @@ def window(rows: Any, block: int, size: int, attend_self: bool) -> tuple[Any, np
     return rows[:, np.maximum(where, 0)], where >= 0
 
 
+def context_scores(queries: Any, keys: Any, size: int, attend_self: bool) -> Any:
+    """q_t · k_c, 0 where there is no position: (B, T, H, E), (B, P + T, H, E) -> (B, H, T, S)."""
+    rows, exists = window(keys, queries.shape[1], size, attend_self)
+    return jnp.where(exists, jnp.einsum("bthe,btshe->bhts", queries, rows), 0)
+
+
+def context_mix(weights: Any, values: Any, attend_self: bool) -> Any:
+    """Σ_c a_tc v_c: (B, H, T, S), (B, P + T, H, E) -> (B, T, H, E)."""
+    rows, exists = window(values, *weights.shape[2:], attend_self)
+    return jnp.einsum("bhts,btshe->bthe", jnp.where(exists, weights, 0), rows)
+
+
 def position_scores(queries: Any, table: Any) -> Any:
     """q_t · p_δ with one table (S, E) for all heads, or one for each (H, S, E) -> (B, H, T, S)."""
     return jnp.einsum("bthe,hse->bhts", queries, jnp.broadcast_to(table, (queries.shape[2], *table.shape[-2:])))
@@ -36,8 +48,8 @@ def attend(settings: Settings, x: Arrays) -> Any:
     """y (B, T, H, E): one softmax over S positions of the context and, if there are any, N persistent vectors."""
     queries, size, attend_self = x["queries"], settings["span"], settings["attend_self"]
     block, heads, root = *queries.shape[1:3], math.sqrt(queries.shape[3])
-    (keys, exists), (values, _) = (window(x[name], block, size, attend_self) for name in ("keys", "values"))
-    logits = jnp.einsum("bthe,btshe->bhts", queries + x.get("content_bias", 0), keys)
+    exists = window(x["keys"], block, size, attend_self)[1]
+    logits = context_scores(queries + x.get("content_bias", 0), x["keys"], size, attend_self)
     if "positions" in x:
         logits = logits + position_scores(queries + x.get("position_bias", 0), x["positions"])
     mask = span_mask(x["rho"], size, settings["ramp"]) if "rho" in x else np.ones((heads, size), queries.dtype)
@@ -49,7 +61,7 @@ def attend(settings: Settings, x: Arrays) -> Any:
         keep = None if keep is None else np.concatenate([keep, x["keep_memory"]], -1)
     weights = masked_softmax(logits / root, weight, present, settings["normalizer_epsilon"])
     weights = drop(weights, keep, settings.get("dropout", 0.0))
-    y = jnp.einsum("bhts,btshe->bthe", weights[..., :size], values)
+    y = context_mix(weights[..., :size], x["values"], attend_self)
     if "memory_values" in x:
         y = y + jnp.einsum("bhtn,hne->bthe", weights[..., size:], math.sqrt(slots) * x["memory_values"])
     return y
@@ -106,6 +118,9 @@ def check(settings: Settings, x: Arrays) -> None:
 
 CORES = {"attention-split": attention_split, "single-head": attention_split, "head-split": head_split}
 FUNCTIONS = {
+    "context-scores": lambda settings, x: {
+        "scores": context_scores(x["queries"], x["keys"], settings["size"], settings["attend_self"])},
+    "context-mix": lambda settings, x: {"y": context_mix(x["weights"], x["values"], settings["attend_self"])},
     "relative-positions": lambda settings, x: {"scores": position_scores(x["queries"], x["table"])},
     "masked-softmax": lambda settings, x: {
         "attention": masked_softmax(x["logits"], x["weight"] * x["present"], x["present"], settings["epsilon"])},

@@ -121,6 +121,7 @@ FUNCTIONS = {
     "embedding": lambda settings, x: {"x": embedding(x["table"], x["tokens"])},
     "softmax": lambda settings, x: {"attention": jax.nn.softmax(x["logits"])},
     "softmax-loss": lambda settings, x: {"loss": softmax_loss(x["logits"], x["targets"])},
+    "relu": lambda settings, x: {"y": jax.nn.relu(x["x"])},
     "feed-forward": lambda settings, x: {"y": feed_forward(settings, x)},
     "ff-attention": lambda settings, x: {"y": feed_forward(settings, x)},
     "span-mask": lambda settings, x: {"mask": span_mask(x["rho"], settings["size"], settings["ramp"])},

@@ -3,6 +3,7 @@
 cd examples/adapters
 refimpl golden verify --adapter torch_adapter:adapter
 refimpl golden verify --adapter torch_adapter:torch_modules --convention torch
+refimpl golden verify --adapter torch_adapter:in_columns
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import attention, basic, clusters, modules, optimizers, whole
+from . import attention, basic, clusters, columns, modules, optimizers, whole
 from .autograd import results
 
 FUNCTIONS = {**basic.FUNCTIONS, **attention.FUNCTIONS, **clusters.FUNCTIONS, **whole.FUNCTIONS, **optimizers.FUNCTIONS}
@@ -26,6 +27,12 @@ def torch_modules(function: str, settings: Mapping[str, Any], inputs: Mapping[st
     return results(modules.FUNCTIONS[function], settings, inputs)
 
 
+def in_columns(function: str, settings: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All-attention in another layout and the published order of operations."""
+    return results(columns.FUNCTIONS[function], settings, inputs)
+
+
 # what each has: cases of other functions are left out of the run, not skipped
 adapter.functions = sorted(FUNCTIONS)
 torch_modules.functions = sorted(modules.FUNCTIONS)
+in_columns.functions = sorted(columns.FUNCTIONS)

@@ -89,8 +89,6 @@ def persistent(queries: Tensor, keys: Tensor, values: Tensor, keep: Tensor | Non
 def all_attention(settings: Settings, x: Tensors) -> Tensor:
     """The layer of the paper. Raises ValueError if arguments don't fit, or if the first query sees nothing."""
     check(settings, x)
-    if "memory_keys" not in x and x["keys"].shape[1] == x["queries"].shape[1] and not settings["attend_self"]:
-        raise ValueError("the first query sees nothing")
     return attend(settings, x)
 
 
@@ -122,7 +120,7 @@ def expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def check(settings: Settings, x: Tensors) -> None:
-    """Raises ValueError, naming the argument, unless all shapes fit together."""
+    """Raises ValueError, naming the argument, unless all shapes fit together and the first query sees something."""
     batch, block, heads, width = x["queries"].shape
     length, slots, size = x["keys"].shape[1], x["memory_keys"].shape[1] if "memory_keys" in x else 0, settings["span"]
     shapes = {"keys": (batch, length, heads, width), "values": (batch, length, heads, width),
@@ -135,6 +133,8 @@ def check(settings: Settings, x: Tensors) -> None:
             expect(name, x[name], shape)
     if length < block:
         raise ValueError(f"keys: expected at least the block's {block} positions, got {length}")
+    if not slots and length == block and not settings["attend_self"]:
+        raise ValueError("keys: expected a position before the first query, got none, and no persistent vectors")
 
 
 CORES = {"attention-split": attention_split, "single-head": attention_split, "head-split": head_split}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from . import attention, clusters, optimizers
+from . import attention, basic, clusters, columns, optimizers
 from .autograd import Settings, Tensors
 
 
@@ -74,31 +74,47 @@ def adaptive_softmax(settings: Settings, x: Tensors) -> Tensors:
 
 
 def all_attention(settings: Settings, x: Tensors) -> Tensors:
-    """scaled_dot_product_attention over [past ; block ; persistent vectors], with the positions' scores as its mask."""
-    if {"rho", "keep", "content_bias"} & x.keys():
-        raise NotImplementedError("scaled_dot_product_attention has no span, takes no mask of dropout, no other queries")
+    """scaled_dot_product_attention over [past ; block ; persistent vectors]; positions' scores and log m are its mask.
+
+    Adding log m to the logits multiplies e^s by m: the exact normaliser. Where m is 0 on its kink, log m has no slope.
+    """
+    if {"keep", "content_bias"} & x.keys():
+        raise NotImplementedError("scaled_dot_product_attention takes no mask of dropout, and no other queries")
     attention.check(settings, x)
     queries, keys, values = (x[name].transpose(1, 2) for name in ("queries", "keys", "values"))
-    mask, root = position_mask(settings, x, keys.shape[2]), math.sqrt(keys.shape[-1])
+    root = math.sqrt(keys.shape[-1])
+    mask = position_mask(settings, x, keys.shape[2]) / root + span_logarithm(settings, x, keys.shape[2])
     if "memory_keys" in x:
         slots = x["memory_keys"].shape[1]
         keys, values = (torch.cat([rows, (scale * vectors).expand(len(rows), -1, -1, -1)], 2) for rows, scale, vectors in (
             (keys, root, x["memory_keys"]), (values, math.sqrt(slots), x["memory_values"])))
         mask = nn.functional.pad(mask, (0, slots))
-    y = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask / root)
+    y = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     return {"y": y.transpose(1, 2)}
+
+
+def span_logarithm(settings: Settings, x: Tensors, length: int) -> Tensor:
+    """log m_z(δ) at column c = t - δ of [past ; block], -∞ where m is 0: (H, T, P + T); 0 without a span.
+
+    Backward divides by 0 there; the gradient of torch.clamp takes the place of what comes of it.
+    """
+    if "rho" not in x:
+        return torch.zeros((), dtype=x["queries"].dtype)
+    mask = basic.span_mask(x["rho"], settings["span"], settings["ramp"])
+    if ((settings["span"] * x["rho"][:, None] + settings["ramp"]) == torch.arange(settings["span"])).any():
+        raise NotImplementedError("log m has no slope where a span's ramp ends on a position")
+    distance = columns.distances(x["queries"].shape[1], length, settings["attend_self"])
+    return columns.by_distance(mask[:, None].expand(-1, len(distance), -1), distance).log()
 
 
 def position_mask(settings: Settings, x: Tensors, length: int) -> Tensor:
     """q_t · p_δ at column c = t - δ of [past ; block], -∞ where the query does not see it: (B, H, T, P + T)."""
     block, heads = x["queries"].shape[1:3]
-    nearest = length - block + settings["attend_self"] - 1 + torch.arange(block)[:, None]
-    distance = nearest - torch.arange(length)
+    distance = columns.distances(block, length, settings["attend_self"])
     seen = (distance >= 0) & (distance < settings["span"])
     scores = torch.zeros((), dtype=x["queries"].dtype).expand(len(x["queries"]), heads, block, length)
     if "positions" in x:
-        by_distance = attention.position_scores(x["queries"], x["positions"])
-        scores = by_distance.gather(-1, distance.clamp(0, settings["span"] - 1).expand_as(scores))
+        scores = columns.by_distance(attention.position_scores(x["queries"], x["positions"]), distance)
     return torch.where(seen, scores, -torch.inf)
 
 

@@ -35,7 +35,7 @@ FORMS: Mapping[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no-positions": ({"positions": None}, ("no-positions",)),
     "no-memory": ({"slots": 0}, ("no-memory",)),
     "tiny-mass": ({"far": 8.0, "past": 9, "size": 8, "slots": 0}, ("tiny-mass",)),
-    "overflow": ({"scale": 32.0}, ("overflow",)),
+    "overflow": ({"scale": 32.0, "spans": 0.5}, ("overflow",)),
     "overflow-double": ({"scale": 512.0, "spans": None, "positions": None, "slots": 0}, ("overflow", "no-memory")),
     "dropout": ({"dropout": 0.25}, ("dropout",)),
     "transformer-xl-positions": ({"positions": "by-head"}, ("u-and-v",)),
