@@ -1,10 +1,10 @@
-# Short words: train, test, check, vectors, mutants, sweep, clean. Each makes the virtual environment that it needs.
+# Short words: train, test, check, bench, vectors, mutants, sweep, clean. Each makes the virtual environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/sample
 
-.PHONY: train test check types vectors vectors-check clean mutants sweep sweep-sample
+.PHONY: train test check types bench vectors vectors-check clean mutants sweep sweep-sample
 
 # a second call goes on with the first one's run: no run is ever removed or overwritten
 train: $(VENV)/installed
@@ -23,6 +23,9 @@ test: $(VENV)/installed-for-tests check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 	$(MAKE) --no-print-directory vectors-check
 	$(MAKE) --no-print-directory sweep-sample
+
+bench: $(VENV)/installed
+	$(BIN)/refimpl bench
 
 # golden vectors: written anew, or made once more and compared with those that are here
 vectors: $(VENV)/installed

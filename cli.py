@@ -182,6 +182,30 @@ def data_info(path: str, vocabulary: str, assignments: tuple[str, ...], store: P
 
 
 @commands.command()
+@click.option("--preset", help="Settings that come with refimpl; `refimpl info` lists them.  [default: laptop]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
+@click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns that medians are taken of.")
+@computing_options
+@as_json
+def bench(
+    preset: str | None, config_file: Path | None, assignments: tuple[str, ...], repeats: int, kernels: str,
+    threads: int | None, as_json: bool,
+) -> None:
+    """Measure how fast this machine trains and writes with a model.
+
+    \b
+    refimpl bench --preset enwik8-all-attention-small --set train.batch=1 --json
+    """
+    use_kernels(kernels)
+    use_threads(threads)
+    from refimpl import console, jobs
+
+    result = jobs.bench(jobs.Request(preset, config_file, None, None, assignments, None, store_folder()), repeats)
+    console.show(result, console.bench_text(result), as_json)
+
+
+@commands.command()
 @kernels_option
 @store_option
 @as_json

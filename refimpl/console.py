@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
+PARTS = {"forward": "forward", "backward": "backward", "optimizer": "optimiser", "update": "whole update",
+         "token": "one generated token"}
 
 
 def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:
@@ -57,6 +59,20 @@ def dry_run_text(result: Mapping[str, Any]) -> str:
     rows.append(("memory", amount(result["memory"]["total"])))
     rows.append(("tokens per update", f"{result['tokens_per_update']:,}"))
     return table(rows)
+
+
+def bench_text(result: Mapping[str, Any]) -> str:
+    """Times of an update's parts, tokens per second, and what the machine does at best."""
+    title = f"{result['name']}, {result['parameters']:,} parameters, {result['dtype']}"
+    rows: list[tuple[str, ...]] = [(title, "median ms", "least", "largest")]
+    rows += [(PARTS[name], *(f"{1e3 * row[kind]:,.3f}" for kind in ("median", "least", "largest")))
+             for name, row in result["seconds"].items()]
+    pace = result["tokens_per_second"]
+    told = [(f"training, {result['tokens_per_update']:,} tokens an update", f"{pace['update']:,.0f} tokens/s"),
+            ("generation, one text", f"{pace['generation']:,.0f} tokens/s"),
+            (f"matrix products, threads: {result['threads']}", f"{result['matrix_rate'] / 1e9:,.0f} GFLOP/s"),
+            ("memory, read and written", f"{result['memory_rate'] / 1e9:,.1f} GB/s")]
+    return "\n".join((table(rows), table(told), f"{result['processor']}; {result['blas']}; NumPy {result['numpy']}"))
 
 
 def evaluation_text(result: Mapping[str, Any]) -> str:

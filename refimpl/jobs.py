@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refimpl import accounting, checkpoint, runs, settings
+from refimpl.bench import bench as measure
+from refimpl.blas import this_machine
 from refimpl.config import DataConfig, TrainConfig
 from refimpl.datasets.batches import Batches
 from refimpl.datasets.corpus import Corpus, open_corpus
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation
 from refimpl.results import run_data, score, unit_of
+
+BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,15 @@ def dry_run(request: Request) -> dict[str, Any]:
         tables["model"]["vocabulary"] = corpus.vocabulary.size
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
     return {"name": _name(request), **accounting.describe(config, train_config)}
+
+
+def bench(request: Request, repeats: int) -> dict[str, Any]:
+    """The result of `bench`: a vocabulary of 256 where the settings name none, and no text is read."""
+    tables = _given(request)
+    tables["model"].setdefault("vocabulary", BYTES)
+    config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
+    processor = this_machine(request.store).processor
+    return {"name": _name(request), "processor": processor, **measure(config, train_config, repeats)}
 
 
 def open_run(request: Request, resume: bool) -> Opened:

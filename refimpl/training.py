@@ -1,8 +1,8 @@
 """One update, and the loop around it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from refimpl import model, optimizers
 from refimpl.arrays import Array, available_cores, map_in_threads, module_of, quiet, to_library_of
@@ -10,6 +10,8 @@ from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import draw_masks
 from refimpl.parameters import Parameters
+
+Part = TypeVar("Part")
 
 
 class Segment(Protocol):
@@ -56,17 +58,13 @@ def update(
     or state change, if the loss or a gradient is not finite; the message names the first such tensor.
     """
     number = state.updates + 1
-    shares = _split(len(tokens), train_config.workers)
 
     def compute(rows: slice) -> _Share:
-        like = p.vector
-        masks = draw_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, like, rows.start)
         with quiet():
-            out = model.forward(p, config, tokens[rows], targets[rows], past[:, rows], masks)
+            out = score(p, config, train_config, tokens, targets, past, number, rows)
             return _Share(out, model.backward(out.saved), rows)
 
-    threads = min(len(shares), available_cores())
-    results = [compute(shares[0])] if len(shares) == 1 else map_in_threads(compute, shares, threads)
+    results = in_parts(compute, len(tokens), train_config.workers)
     with quiet():
         loss, g = _combine(results, len(tokens))
         norm = optimizers.gradient_norm(g)
@@ -79,6 +77,26 @@ def update(
     new_past = pasts[0] if len(pasts) == 1 else module_of(loss).concatenate(pasts, axis=1)
     rate = optimizers.learning_rate(train_config, number)
     return Result(loss, results[0].out.span_penalty, new_past, norm, rate, tokens, targets)
+
+
+def score(
+    p: Parameters, config: ModelConfig, train_config: TrainConfig, tokens: Array, targets: Array, past: Array, number: int,
+    rows: slice,
+) -> model.Output:
+    """The model's forward on some rows of the batch, as update `number` does it: with that update's dropout."""
+    masks = draw_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, p.vector, rows.start)
+    return model.forward(p, config, tokens[rows], targets[rows], past[:, rows], masks)
+
+
+def in_parts(function: Callable[[slice], Part], rows: int, workers: int) -> list[Part]:
+    """[function(slice), …] for nearly equal slices of the batch, one for each worker, side by side as far as cores allow.
+
+    0 workers = one for each thread.
+    """
+    count = min(rows, workers or available_cores())
+    bounds = [rows * i // count for i in range(count + 1)]
+    parts = [slice(low, high) for low, high in pairwise(bounds)]
+    return [function(parts[0])] if count == 1 else map_in_threads(function, parts, min(count, available_cores()))
 
 
 def check_finite(p: Parameters, config: ModelConfig, result: Result) -> None:
@@ -110,13 +128,6 @@ def run(
         result = update(p, state, config, train_config, tokens, targets, past)
         past = result.past
         yield result
-
-
-def _split(rows: int, workers: int) -> list[slice]:
-    """Nearly equal slices of the batch, one for each worker; 0 workers = one for each thread."""
-    count = min(rows, workers or available_cores())
-    bounds = [rows * i // count for i in range(count + 1)]
-    return [slice(low, high) for low, high in pairwise(bounds)]
 
 
 def _combine(results: list[_Share], batch: int) -> tuple[Array, Parameters]:

@@ -16,7 +16,7 @@ ORDER = [
     "layers.one_query", "layers.persistent_attention", "layers.split_attention", "layers.head_split", "layers.multi_head",
     "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax", "model", "optimizers",
     "functions.forms", "functions.basic", "functions.composed", "functions", "training", "evaluation",
-    "ring", "continuation", "generation",
+    "ring", "continuation", "generation", "bench",
     "checkpoint", "convert", "accounting", "runs", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
     "checks.run", "golden.cases.form", "golden.cases.basic", "golden.cases.attention", "golden.cases.whole",
     "golden.cases", "golden.orders", "golden.bounds", "golden.planted", "golden.vectors", "golden.verdicts",

@@ -1,0 +1,106 @@
+"""The model and its update in PyTorch, as its users write them: whole rows of logits, one softmax, autograd.
+
+The past is cut to whole multiples of 64 positions by the layer's largest span, as the published code cuts it. Relative
+positions, post-norm, plain output. Parameters have refimpl's names.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import update
+from torch.nn import functional
+
+from refimpl.config import ModelConfig
+
+
+def attention(p: Mapping[str, Any], name: str, config: ModelConfig, size: int, h: Any, past: Any) -> Any:
+    """(B, T, D), past (B, size, D) -> (B, T, D)."""
+    batch, block, _ = h.shape
+    heads, width = config.heads, config.head_width
+    context = torch.cat([past, h], 1)
+    queries, keys, values = (functional.linear(x, p[f"{name}.{kind}"]).view(batch, -1, heads, width).transpose(1, 2)
+                             for x, kind in ((h, "query"), (context, "key"), (context, "value")))
+    # query t's logits begin at column t: with one column more, rows of one column less begin there
+    product = functional.pad((queries @ keys.mT).flatten(2), (0, block)).view(batch, heads, block, size + block + 1)
+    logits = (product[..., :size] + queries @ p["positions"][:size].flip(0).T) / math.sqrt(width)
+    logits = torch.cat([logits, queries @ p[f"{name}.memory_keys"].mT], -1)
+    weights = torch.softmax(logits, -1)
+    distance = torch.arange(size - 1, -1, -1, dtype=h.dtype)
+    mask = ((config.span_ramp + config.span * p[f"{name}.span"][:, None, None] - distance) / config.span_ramp).clamp(0, 1)
+    seen = weights[..., :size] * mask
+    weights = torch.cat([seen, weights[..., size:]], -1)
+    weights = weights / (weights.sum(-1, keepdim=True) + config.normalizer_epsilon)
+    skewed = functional.pad(weights[..., :size], (0, block + 1)).flatten(2)[..., :-block]
+    y = skewed.view(batch, heads, block, size + block) @ values
+    y = y + weights[..., size:] @ (math.sqrt(config.memory) * p[f"{name}.memory_values"])
+    return functional.linear(y.transpose(1, 2).flatten(2), p[f"{name}.output"])
+
+
+def loss_of(
+    p: Mapping[str, Any], config: ModelConfig, sizes: tuple[int, ...], tokens: Any, targets: Any, past: Any
+) -> tuple[Any, Any, Any]:
+    """Mean loss, span penalty, and the past for the next segment."""
+    h, new_past, penalty = functional.embedding(tokens, p["input.table"]), [], 0.0
+    for layer, size in enumerate(sizes):
+        name = f"layers.{layer}.attention"
+        new_past.append(torch.cat([past[layer], h.detach()], 1)[:, -config.span :])
+        out = attention(p, name, config, size, h, past[layer][:, past.shape[2] - size :])
+        h = functional.layer_norm(h + out, h.shape[-1:], p[f"{name}_norm.gain"], p[f"{name}_norm.bias"], 1e-5)
+        penalty = penalty + config.span_penalty * config.span * p[f"{name}.span"].mean()
+    logits = functional.linear(h, p["output.table"], p["output.bias"])
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten()), penalty, torch.stack(new_past)
+
+
+class Torch:
+    """torch.optim.Adagrad with a group, and so a rate, for each tensor."""
+
+    def __init__(self, settings: Mapping[str, Any], loss: Any) -> None:
+        self._loss, (self._config, self._train, first, tokens, targets, past) = loss, update.draw(settings)
+        self._first = {name: torch.from_numpy(array.copy()) for name, array in first.items()}
+        self._p = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in self._first.items()}
+        self._given = tuple(map(torch.from_numpy, (tokens, targets, past)))
+        self._optimizer = torch.optim.Adagrad([{"params": [tensor]} for tensor in self._p.values()], eps=1e-10,
+                                              initial_accumulator_value=update.SQUARES)
+
+    def run(self) -> float:
+        """Seconds of one update."""
+        with torch.no_grad():
+            for name, tensor in self._p.items():
+                tensor.copy_(self._first[name])
+                self._optimizer.state[tensor]["sum"].fill_(update.SQUARES)
+        start = time.perf_counter()
+        self._optimizer.zero_grad()
+        with torch.no_grad():
+            sizes = update.sizes_of(self._config, self._p)
+        loss, penalty, past = self._loss(self._p, self._config, sizes, *self._given)
+        (loss + penalty).backward()
+        for group in self._optimizer.param_groups:
+            norm = float(group["params"][0].grad.norm())
+            group["lr"] = self._train.learning_rate * (self._train.clip / (norm + 1e-10) if norm > self._train.clip else 1)
+        self._optimizer.step()
+        with torch.no_grad():
+            for layer in range(self._config.layers):
+                self._p[f"layers.{layer}.attention.span"].clamp_(0, 1)
+        seconds = time.perf_counter() - start
+        self._told = {"loss": loss, "span penalty": penalty, "past": past}
+        return seconds
+
+    def results(self) -> dict[str, Any]:
+        """Of the first update."""
+        self.run()
+        told = self._told | {f"updated {name}": tensor for name, tensor in self._p.items()}
+        told |= {f"gradient of {name}": tensor.grad for name, tensor in self._p.items()}
+        return {name: tensor.detach().numpy() for name, tensor in told.items()}
+
+
+def eager(settings: Mapping[str, Any]) -> Torch:
+    """PyTorch as it is."""
+    return Torch(settings, loss_of)
+
+
+def compiled(settings: Mapping[str, Any]) -> Torch:
+    """Forward and backward through torch.compile."""
+    return Torch(settings, torch.compile(loss_of, dynamic=False))

@@ -1,0 +1,171 @@
+"""The benchmarks run, at small sizes, and refuse a peer that computes something else; no time is judged."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import measure
+import numpy as np
+import pytest
+import scaling
+from allocations import sizes_allocated
+from contender import Contender
+
+FOLDER = Path(measure.__file__).parent
+
+
+def run(folder, script, *options):
+    """How a script ends, started as its docstring says."""
+    line = [sys.executable, str(folder / script), "--quick", "--blas-kernels", "default", *options]
+    return subprocess.run(line, capture_output=True, text=True)
+
+
+SCRIPTS = [
+    ("update.py", ["--case", "spans full", "--peer", "torch eager", "--peer", "jax.jit"], 1,
+     {"refimpl", "torch eager", "jax.jit"}),
+    ("adaptive_softmax.py", [], 2, {"refimpl", "AdaptiveLogSoftmaxWithLoss"}),
+    ("generate.py", ["--tokens", "2"], 1, {"refimpl", "torch eager"}),
+]
+
+
+@pytest.mark.parametrize(("script", "options", "rows", "names"), SCRIPTS)
+def test_it_compares_then_times_in_turn(tmp_path, script, options, rows, names):
+    end = run(FOLDER, script, "--repeats", "1", *options, "--json", str(tmp_path / "figures.json"))
+    assert end.returncode == 0, end.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {"processor", "cores", "threads", "numpy", "blas", "load"} <= figures["made"].keys()
+    assert len(figures["rows"]) == rows
+    row = figures["rows"][0]
+    assert set(row["times"]) == set(row["contenders"]) == names
+    assert set(row["largest_errors"]) == names - {"refimpl"}
+    for name, times in row["times"].items():
+        assert len(times["seconds"]) == 1
+        assert times["ratio"] == times["ratio_of_least"] == times["median"] / row["times"]["refimpl"]["median"]
+        assert f" {name} " in end.stdout
+
+
+def test_memory_is_told(tmp_path):
+    end = run(FOLDER, "memory.py", "--json", str(tmp_path / "figures.json"))
+    assert end.returncode == 0, end.stderr
+    *peaks, growth = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [row["case"] for row in peaks] == ["spans at 0", "spans full"]
+    for row in peaks:
+        assert set(row["memory"]) == {"refimpl", "torch eager"}
+        assert all(told["peak"] >= told["before"] > 0 for told in row["memory"].values())
+        assert row["large_allocations"] == {"count": 0, "bytes": 0}  # the small model has no array of 1 MB
+    assert growth["growth"]["live"] < 10_000  # fewer than 100 bytes for each of 100 updates
+
+
+def test_exponents_are_told(tmp_path):
+    end = run(FOLDER, "scaling.py", "--repeats", "2", "--json", str(tmp_path / "figures.json"))
+    assert end.returncode == 0, end.stderr
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [row["varied"] for row in rows] == ["update, text", "update, T", "update, span", "update, N", "token, text",
+                                               "token, span", "token, N"]
+    assert all(set(row["exponents"]) == {"of_time", "of_growth"} for row in rows)
+
+
+@pytest.mark.parametrize(("file", "old", "new", "script", "options", "told"), [
+    ("update_torch.py", "math.sqrt(width)", "width", "update.py", ["--peer", "torch eager"], "torch eager: expected loss"),
+    ("update_torch.py", "norm > self._train.clip else 1", "norm < 0 else 1", "update.py", ["--peer", "torch eager"],
+     "torch eager: expected updated"),
+    ("update_torch.py", "h.detach()", "0 * h.detach()", "update.py", ["--peer", "torch eager"], "expected past"),
+    ("update_jax.py", "jnp.where(x < 0, 0, ", "jnp.where(x <= 0, 0, ", "update.py", ["--peer", "jax.jit"],
+     "jax.jit: expected gradient of layers.0.attention.span"),
+    ("generate_torch.py", "weights.sum(-1, keepdim=True)", "(weights.sum(-1, keepdim=True) + 1e-4)", "generate.py",
+     ["--tokens", "1"], "torch eager: expected log p"),
+    ("adaptive_softmax_torch.py", "shortlist + i - 1", "shortlist + i % 3", "adaptive_softmax.py", [],
+     "the same function in torch: expected loss"),
+])
+def test_a_peer_that_computes_something_else_is_refused(tmp_path, file, old, new, script, options, told):
+    shutil.copytree(FOLDER, tmp_path / "with_an_error", ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "with_an_error" / file
+    assert path.read_text(encoding="utf-8").count(old) == 1
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    case = ["--case", "spans at 0"] if script == "update.py" else []
+    end = run(path.parent, script, "--repeats", "1", *options, *case)
+    assert end.returncode == 1
+    assert told in end.stderr
+    assert "nothing was timed" in end.stderr
+
+
+class Stub:
+    """A contender that answers from lists."""
+
+    def __init__(self, name, results=None, seconds=()):
+        self.name, self.results, self._turns = name, lambda: results, iter(seconds)
+
+    def seconds(self):
+        return next(self._turns)
+
+
+@pytest.mark.parametrize(("theirs", "agree"), [
+    ([3.0, 4.0], True), ([3.0, 4.0 + 4e-5], True), ([3.0, 4.0 + 6e-5], False), ([3.0, np.nan], False), ([3.0], False),
+])
+def test_agreement_is_relative_to_the_norm(theirs, agree):
+    contenders = [Stub("ours", {"y": np.array([3.0, 4.0])}), Stub("theirs", {"y": np.array(theirs)})]
+    if agree:
+        assert measure.check_agreement(contenders, 1e-5)["theirs"] == pytest.approx(abs(theirs[1] - 4) / 5)
+    else:
+        with pytest.raises(SystemExit, match="theirs: expected y within 1e-05 of ours"):
+            measure.check_agreement(contenders, 1e-5)
+
+
+def test_a_result_that_is_missing_is_no_agreement():
+    with pytest.raises(SystemExit, match="theirs: expected results"):
+        measure.check_agreement([Stub("ours", {"y": np.ones(1), "dx": np.ones(1)}), Stub("theirs", {"y": np.ones(1)})], 1)
+
+
+def test_they_take_turns_and_the_first_warms_up(monkeypatch):
+    monkeypatch.setattr(measure, "PAUSE", 0)
+    times = measure.take_turns([Stub("a", seconds=[9, 1, 4, 2]), Stub("b", seconds=[9, 4, 4, 6])], 3)
+    assert times == {"a": [1, 4, 2], "b": [4, 4, 6]}
+    summary = measure.summarize(times)
+    assert summary["b"] == {"seconds": [4, 4, 6], "median": 4, "least": 4, "largest": 6, "ratio_of_least": 4.0, "ratio": 3.0}
+    assert summary["a"]["ratio"] == 1
+
+
+def test_a_contender_that_ends_is_told():
+    with pytest.raises(SystemExit, match="mine: its process ended with 1"):
+        Contender("mine", "generate:Nothing", {}, 1, {})
+
+
+def test_a_contender_keeps_to_its_threads():
+    settings = {"vocabulary": 12, "cutoffs": [3, 5], "divisor": 2, "width": 8, "tokens": 6, "plain": False}
+    with Contender("mine", "adaptive_softmax:Ours", settings, 1, {}) as mine:
+        assert mine.about["threads"] == mine.about["blas_threads"] == 1
+        assert mine.seconds() > 0
+        assert mine.results()["loss"].shape == (6,)
+        assert mine.memory()["page_faults"] >= 0
+
+
+@pytest.mark.parametrize(("cost", "expected"), [
+    (lambda x: 5 + 2 * x, 1), (lambda x: 5 + x**2, 2), (lambda x: 5 + 0 * x, None),
+])
+def test_the_exponent_of_the_growth_leaves_the_constant_out(cost, expected):
+    sizes = [0.0, 1.0, 2.0, 3.0, 4.0]
+    times = [[cost(x) - 0.01, cost(x), cost(x) + 0.01] for x in sizes]
+    found = scaling.exponents(sizes, times)["of_growth"]
+    assert found == (None if expected is None else pytest.approx(expected, abs=1e-9))
+
+
+def test_the_exponent_of_the_time_is_the_slope_of_logarithms():
+    assert scaling.exponents([1, 2, 4], [[3.0], [6.0], [12.0]])["of_time"] == pytest.approx(1, abs=1e-12)
+    assert scaling.exponents([1, 2, 4], [[3.0], [3.0], [3.0]])["of_time"] == pytest.approx(0, abs=1e-12)
+
+
+def test_every_allocation_of_an_array_is_counted_in_all_threads():
+    before = np.ones(1000)
+    with sizes_allocated() as sizes:
+        first, second = np.empty(1_000_003, "int8"), np.zeros(2_000_003, "int8")
+        worker = threading.Thread(target=lambda: np.empty(3_000_017, "int8"))
+        worker.start()
+        worker.join()
+        first.resize(4_000_037, refcheck=False)
+        np.add(before, 1, out=before)
+    np.empty(5_000_011, "int8")
+    assert [size for size in sizes if size > 1_000_000] == [1_000_003, 2_000_003, 3_000_017, 4_000_037]
+    assert second.sum() == 0
