@@ -88,7 +88,7 @@ def main(threads: int, kernels: str, quick: bool, path: Path | None) -> None:
         rows.append({"case": case, "settings": settings, "memory": memory, "large_allocations": large})
         measure.print_memory(case, memory)
         click.echo(f"{case:<26}{measure.OURS:<30}{large['count']:>10} arrays above 1 MB, {large['bytes'] / 1e6:,.1f} MB")
-    settings = {**update.settings_of(update.SMALL, update.SMALL_TRAIN), "updates": 100 if quick else UPDATES}
+    settings = {**update.settings_of(update.SMALL, update.SMALL_TRAIN), "updates": 200 if quick else UPDATES}
     added = ask("growth", settings, threads, kernels)
     case = f"{settings['updates']:,} small updates"
     rows.append({"case": case, "settings": settings, "growth": added})
