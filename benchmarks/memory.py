@@ -64,7 +64,8 @@ class Ours(update.Ours):
     def _many(self, count: int) -> None:
         config, train, p, tokens, targets, past = self._case
         for _ in range(count):
-            past = training.update(p, self._state, config, train, tokens, targets, past).past
+            with self._arena:
+                past = training.update(p, self._state, config, train, tokens, targets, past).past
 
 
 def ask(question: str, settings: Mapping[str, Any], threads: int, kernels: str) -> Any:

@@ -21,12 +21,13 @@ import measure
 import numpy as np
 
 from refimpl import model, optimizers, parameters, training
+from refimpl.arena import Arena
 from refimpl.arrays import limit_threads
 from refimpl.config import ModelConfig, TrainConfig
 
 MODEL = ModelConfig(vocabulary=256, width=512, heads=8, layers=2, span=1024, memory=1024, span_penalty=5e-7,
                     normalizer_epsilon=1e-8)
-TRAIN = TrainConfig(optimizer="adagrad", learning_rate=0.07, clip=0.03, clip_each=True, batch=4, block=512)
+TRAIN = TrainConfig(optimizer="adagrad", learning_rate=0.07, clip=0.03, clip_each=True, batch=4, block=512, workers=0)
 SMALL = ModelConfig(vocabulary=61, width=32, heads=4, layers=2, span=96, memory=24, span_penalty=1e-4,
                     normalizer_epsilon=1e-8)
 SMALL_TRAIN = replace(TRAIN, batch=2, block=16)
@@ -81,6 +82,7 @@ class Ours:
         self._case = draw(settings)
         self._state = optimizers.initialize(self._case.train, self._case.p)
         self._first = self._case.p.vector.copy()
+        self._arena = Arena()
 
     def run(self) -> float:
         """Seconds of one update."""
@@ -89,7 +91,8 @@ class Ours:
         self._state.updates = 0
         self._state.accumulators["squares"].vector[...] = SQUARES
         start = time.perf_counter()
-        self._result = training.update(p, self._state, config, train, tokens, targets, past)
+        with self._arena:
+            self._result = training.update(p, self._state, config, train, tokens, targets, past)
         return time.perf_counter() - start
 
     def results(self) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """What a model is given beside its parameters: tokens, the past of earlier segments, dropout's keep-masks."""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from refimpl.arrays import Array, is_device, module_of
 from refimpl.config import ModelConfig
 from refimpl.errors import InputError
 from refimpl.masks import Mask
 
-Masks = Mapping[str, Array | Mask]  # keep-masks, named as in keep_masks: boolean arrays, or yet to be drawn
+Masks: TypeAlias = Mapping[str, Array | Mask]  # keep-masks, named as in keep_masks: boolean arrays, or yet to be drawn
 
 
 def initial_past(config: ModelConfig, batch: int, like: Array, zeros: bool | None = None) -> Array:
@@ -26,7 +27,7 @@ def extend_past(config: ModelConfig, past: Array, inputs: list[Array]) -> Array:
     block = inputs[0].shape[1]
     kept = min(config.span, length + block)
     # the last layer's dtype: in a complex step by one parameter the first layer's input may still be real
-    extended = xp.empty((config.layers, batch, kept, width), inputs[-1].dtype)
+    extended = xp.empty_like(inputs[-1], shape=(config.layers, batch, kept, width))
     new = min(block, kept)
     extended[:, :, : kept - new] = past[:, :, length - (kept - new) :]
     for layer, h in enumerate(inputs):

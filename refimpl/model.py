@@ -175,7 +175,7 @@ def backward(saved: Saved, d_token_loss: Array | None = None) -> Parameters:
     """
     p, config = saved.p, saved.config
     h = saved.hidden[-1]
-    g = Parameters(config, module_of(h).zeros(total(config), h.dtype))
+    g = Parameters(config, module_of(h).zeros_like(h, shape=(total(config),)))
     if d_token_loss is None:
         batch, block = h.shape[:2]
         d_token_loss = module_of(h).full((batch, block), 1, h.dtype) / (batch * block)

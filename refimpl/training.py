@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
 
 from refimpl import model, optimizers
+from refimpl.arena import Arena, lent, returned
 from refimpl.arrays import Array, available_cores, map_in_threads, module_of, quiet, to_library_of
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import NonFiniteError
@@ -59,10 +60,11 @@ def update(
     or state change, if the loss or a gradient is not finite; the message names the first such tensor.
     """
     number = state.updates + 1
+    lent_p, lent_past = p.with_vector(lent(p.vector)), lent(past)
 
     def compute(rows: slice) -> _Share:
         with quiet():
-            out = score(p, config, train_config, tokens, targets, past, number, rows)
+            out = score(lent_p, config, train_config, tokens, targets, lent_past, number, rows)
             return _Share(out, model.backward(out.saved), rows)
 
     results = in_parts(compute, len(tokens), train_config.workers)
@@ -77,7 +79,7 @@ def update(
     pasts = [share.out.past for share in results]
     new_past = pasts[0] if len(pasts) == 1 else module_of(loss).concatenate(pasts, axis=1)
     rate = optimizers.learning_rate(train_config, number)
-    return Result(loss, results[0].out.span_penalty, new_past, norm, rate, tokens, targets)
+    return Result(loss, results[0].out.span_penalty, returned(new_past), norm, rate, tokens, targets)
 
 
 def score(
@@ -123,12 +125,14 @@ def run(
     A segment has .tokens and .targets (B, T) and .restart: whether the past is emptied before it. `past` goes with the first
     segment. After a yield, p, state and the result's past are what a checkpoint needs to go on from there.
     """
+    arena = Arena()
     while state.updates < train_config.updates:
         segment = next(segments)
         if segment.restart:
             past = model.initial_past(config, len(segment.tokens), p.vector)
         tokens, targets = (to_library_of(p.vector, array) for array in (segment.tokens, segment.targets))
-        result = update(p, state, config, train_config, tokens, targets, past)
+        with arena:
+            result = update(p, state, config, train_config, tokens, targets, past)
         past = result.past
         yield result
 

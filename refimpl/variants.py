@@ -35,7 +35,7 @@ def attention_core(name: str, *arrays: Array) -> ModuleType:
 def attention_of(variant: str, core: ModuleType) -> ModuleType | multi_head.Core:
     """The variant's attention, the context's part of it computed by `core`."""
     module = ATTENTIONS.get(variant)
-    return core if module is None else multi_head.Core(partial(module.forward, core=core), module.backward)
+    return core if module is None else multi_head.Core(partial(module.forward, core=core), module.backward, core.needed)
 
 
 def layer_options(config: ModelConfig, core: ModuleType = attention) -> transformer_layer.Options:

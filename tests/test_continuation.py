@@ -164,6 +164,8 @@ def test_each_head_needs_what_its_span_and_ramp_say():
     assert one_query.reaches(np.array([1.0, 0.9]), 2, exact) == [7, 7]
     assert one_query.reaches(None, 2, exact) == [7, 7]
     assert one_query.reaches(rho, 3, exact._replace(normalizer_epsilon=1e-8)) == [7, 7, 7]
+    assert one_query.reaches(rho, 3, exact._replace(span=70, normalizer_epsilon=1e-8)) == [70, 70, 70]
+    assert one_query.reaches(rho / 10, 3, exact._replace(span=135, normalizer_epsilon=1e-8)) == [71, 71, 71]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

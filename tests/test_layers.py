@@ -150,6 +150,30 @@ def test_span_mask_gradient(check_pair, seed):
     )
 
 
+@pytest.mark.parametrize(("rho", "size", "reach", "untrimmed"), [
+    ([0.25], 6, [4], 6),  # z = 1.5, R = 2: x = 3 is the last on the ramp
+    ([0.25], 8, [5], 8),  # z = 2: x = 4 is on the kink, with weight 0 and a slope
+    ([0.0, 1.0], 8, [3, 8], 8),  # never more than S
+    ([0.0], 66, [3], 66), ([0.0], 67, [3], 3), ([0.0], 68, [3], 4), ([0.0], 131, [3], 3), ([0.0], 130, [3], 66),
+    ([0.125, 0.5], 128, [19, 67], 128), ([0.125, 0.484375], 128, [19, 65], 128), ([0.125, 0.4765625], 128, [19, 64], 64),
+    ([1.0, 0.0], 1024, [1024, 3], 1024),
+])
+def test_what_spans_reach_by_hand(rho, size, reach, untrimmed):
+    """R = 2: ⌊S ρ⌋ + 3, at most S; and S less whole multiples of 64 beyond the farthest of these."""
+    np.testing.assert_array_equal(span.reach(np.array(rho), size, 2), reach)
+    assert span.untrimmed(np.array(rho), size, 2) == untrimmed
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.floats(0, 1, width=32), st.sampled_from(["float32", "float64"]))
+def test_beyond_the_reach_there_is_neither_weight_nor_slope(size, ramp, rho, dtype):
+    rho = np.array([rho], dtype)
+    mask, saved = span.mask_forward(rho, size, ramp)
+    needed = (mask > 0) | saved.on_ramp
+    reach = int(span.reach(rho, size, ramp)[0])
+    assert needed[0, :reach].all()
+    assert not needed[0, reach:].any()
+
+
 def test_span_mask_passes_over_an_infinite_gradient_off_the_ramp():
     _, saved = span.mask_forward(np.array([0.0]), 6, 2)
     np.testing.assert_array_equal(span.mask_backward(np.array([[1.0, 1, 1, np.inf, 0, 0]]), saved), [9.0])

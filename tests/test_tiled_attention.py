@@ -11,8 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from refimpl import arrays
+from refimpl import arrays, model, parameters
 from refimpl.arrays import map_in_threads
+from refimpl.config import ModelConfig
 from refimpl.errors import InputError
 from refimpl.layers import attention, tiled_attention, tiled_gradients, tiled_logits, tiles
 from refimpl.layers.tiles import TILING, Tiling
@@ -326,3 +327,38 @@ def test_a_planted_error_is_caught(monkeypatch, name):
         monkeypatch.setattr(module, function, wrong(getattr(module, function)))
     with pytest.raises(AssertionError):
         check()
+
+
+@pytest.mark.parametrize(("form", "needed"), [
+    ({}, [14, 7]), ({"norm": "pre"}, [14, 7]), ({"adaptive_span": False}, [92, 92]),
+    ({"normalizer_epsilon": 0.01}, [28, 92]), ({"variant": "attention-split"}, [14, 7]),
+    ({"variant": "head-split"}, [14, 7]),
+], ids=str)
+def test_a_past_that_no_head_reaches_is_left_out(form, needed):
+    """S = 92, R = 3: z = 10.12 and 3.68 in the first layer; with ε > 0 64 positions of its past are trimmed.
+
+    In the second z = 3.68; with ε > 0 z = 25.76 and 29 positions are needed, so that none is trimmed.
+    """
+    config = ModelConfig(vocabulary=7, width=8, heads=4, layers=2, span=92, memory=3, span_ramp=3, **form)
+    p = parameters.initialize(config, 0)
+    spans = [[0.11, 0.04], [0.28 if config.normalizer_epsilon else 0.04, 0.04]]
+    for layer, values in enumerate(spans if config.adaptive_span else []):
+        p[f"layers.{layer}.attention.span"] = np.resize(values, config.context_heads)
+    rng = np.random.default_rng(0)
+    tokens, targets = rng.integers(0, 7, (2, 2, 5))
+    past = rng.standard_normal((2, 2, 92, 8))
+
+    def computed(core, past):
+        out = model.forward(p, config, tokens, targets, past, core=core)
+        return out, model.backward(out.saved).vector
+
+    out, gradient = computed(tiled_attention, past)
+    expected, of_textbook = computed(attention, past)
+    assert_close({"loss": out.token_loss, "g": gradient}, {"loss": expected.token_loss, "g": of_textbook})
+    assert [saved.attention.key.x.shape[1] - 5 for saved in out.saved.layers] == needed
+    assert [saved.attention.key.x.shape[1] - 5 for saved in expected.saved.layers] == [92, 92]
+    for layer, count in enumerate(needed):
+        moved = past.copy()
+        moved[layer, :, : 92 - count] = 1e3
+        same, same_gradient = computed(attention, moved)
+        assert_close({"loss": same.token_loss, "g": same_gradient}, {"loss": expected.token_loss, "g": of_textbook})

@@ -70,6 +70,11 @@ def forward(
     return attend(arguments, options, keep, keep_memory)
 
 
+def needed(rho: Array | None, options: Options) -> int:
+    """How many positions before the block forward wants to be given: whatever the spans, no more than S."""
+    return options.span
+
+
 def attend(
     arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None
 ) -> tuple[Array, Saved]:
@@ -165,6 +170,8 @@ def _weights(arguments: Arguments, options: Options, exists: Array) -> tuple[Arr
     else:
         by_distance, mask = span.mask_forward(arguments.rho, options.span, options.ramp)
         weight = by_distance[:, None] * exists
+        if options.normalizer_epsilon and options.span > span.TRIMMED_AT_ONCE:
+            exists = exists & (xp.arange(options.span) < span.untrimmed(arguments.rho, options.span, options.ramp))
     present = exists
     if arguments.memory_keys is not None:
         slots = arguments.memory_keys.shape[1]

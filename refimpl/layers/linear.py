@@ -15,10 +15,11 @@ class Saved(NamedTuple):
 
 def forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Saved]:
     """y = x Wᵀ + b;  x (…, I), W (O, I), b (O) or None -> y (…, O)."""
-    y = (x.reshape(-1, x.shape[-1]) @ weight.T).reshape(*x.shape[:-1], weight.shape[0])
+    rows = x.reshape(-1, x.shape[-1])  # a copy, of use to backward, where x is a part of an array
+    y = (rows @ weight.T).reshape(*x.shape[:-1], weight.shape[0])
     if bias is not None:
         y = y + bias
-    return y, Saved(x, weight, bias is not None)
+    return y, Saved(rows.reshape(x.shape), weight, bias is not None)
 
 
 def backward(dy: Array, saved: Saved) -> tuple[Array, Array, Any]:

@@ -15,6 +15,7 @@ class Core(NamedTuple):
 
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[[Array, Any], attention.Arguments]
+    needed: Callable[[Array | None, attention.Options], int]
 
 
 class Options(NamedTuple):
@@ -41,6 +42,14 @@ def project(x: Array, weight: Array, head_width: int) -> tuple[Array, linear.Sav
     """W x cut into heads: (B, T, D) -> (B, T, H, E); head h is rows hE … (h+1)E of W."""
     y, saved = linear.forward(x, weight)
     return y.reshape(*y.shape[:-1], y.shape[-1] // head_width, head_width), saved
+
+
+def project_backward(d_heads: Array, saved: linear.Saved, first: int) -> tuple[Array, Array]:
+    """dx = dy W of the positions from `first` on;  dW = Σ dyᵀ x over all of them."""
+    d_rows = d_heads.reshape(*d_heads.shape[:2], -1)
+    d_x = d_rows[:, first:].reshape(-1, d_rows.shape[2]) @ saved.weight
+    d_weight = d_rows.reshape(-1, d_rows.shape[2]).T @ saved.x.reshape(-1, saved.x.shape[2])
+    return d_x.reshape(len(d_rows), -1, d_x.shape[1]), d_weight
 
 
 def forward(
@@ -77,13 +86,16 @@ def arguments(queries: Array, keys: Array, values: Array, table: Array | None, w
     )
 
 
-def backward(d_out: Array, saved: Saved) -> tuple[Array, dict[str, Array]]:
-    """d_context (B, P + T, D), and gradients named as the weights are; those of absent weights are left out."""
+def backward(d_out: Array, saved: Saved, first: int = 0) -> tuple[Array, dict[str, Array]]:
+    """d_context (B, P + T - first, D) of the positions from `first` ≤ P on, and gradients named as the weights are.
+
+    Those of absent weights are left out.
+    """
     d_y, d_output, _ = linear.backward(d_out, saved.output)
     d = saved.options.core.backward(d_y.reshape(*d_y.shape[:2], -1, saved.options.head_width), saved.attention)
-    d_block, d_query, _ = linear.backward(d.queries.reshape(*d.queries.shape[:2], -1), saved.query)
-    d_from_keys, d_key, _ = linear.backward(d.keys.reshape(*d.keys.shape[:2], -1), saved.key)
-    d_from_values, d_value, _ = linear.backward(d.values.reshape(*d.values.shape[:2], -1), saved.value)
+    d_block, d_query = project_backward(d.queries, saved.query, 0)
+    d_from_keys, d_key = project_backward(d.keys, saved.key, first)
+    d_from_values, d_value = project_backward(d.values, saved.value, first)
     d_context = d_from_keys + d_from_values
     d_context[:, d_context.shape[1] - d_block.shape[1] :] += d_block
     gradients = {"query": d_query, "key": d_key, "value": d_value, "output": d_output, "positions": d.positions,

@@ -33,13 +33,12 @@ class Heads(NamedTuple):
 
 
 def reaches(rho: Array | None, heads: int, options: attention.Options) -> list[int]:
-    """How many of the nearest positions each head needs: ⌊z⌋ + R + 1, at most S (arXiv 1905.07799, section 2.2).
-
-    S without adaptive span, and with ε > 0, where Z counts every position that exists.
-    """
-    if rho is None or options.normalizer_epsilon:
+    """How many of the nearest positions each head needs: S without adaptive span; with ε > 0 all that are not trimmed."""
+    if rho is None:
         return [options.span] * heads
-    return [min(options.span, int(z) + options.ramp + 1) for z in to_host(rho * options.span)]
+    if options.normalizer_epsilon:
+        return [int(span.untrimmed(rho, options.span, options.ramp))] * heads
+    return [int(n) for n in to_host(span.reach(rho, options.span, options.ramp))]
 
 
 def alike(reach: list[int]) -> list[slice]:

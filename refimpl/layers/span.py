@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from refimpl.arrays import Array, module_of
 
+TRIMMED_AT_ONCE = 64  # positions
+
 
 class MaskSaved(NamedTuple):
     """What backward needs: where the ramp, both ends included, is (H, S), and dm/dρ there."""
@@ -32,6 +34,24 @@ def mask_forward(rho: Array, size: int, ramp: int) -> tuple[Array, MaskSaved]:
 def mask_backward(d_mask: Array, saved: MaskSaved) -> Array:
     """dρ = Σ_x dm S/R where 0 ≤ (R + z - x) / R ≤ 1, 0 elsewhere (where dm may even be infinite)."""
     return module_of(d_mask).where(saved.on_ramp, d_mask, 0).sum(1) * saved.size / saved.ramp
+
+
+def reach(rho: Array, size: int, ramp: int) -> Array:
+    """⌊z⌋ + R + 1, at most S: how many of the nearest positions each head needs, the last maybe for its slope alone.
+
+    ρ (H) -> (H). Rounded as mask_forward rounds: all others have m = 0 and no slope.
+    """
+    xp = module_of(rho)
+    return xp.minimum(xp.floor(ramp + size * rho.real) + 1, size)
+
+
+def untrimmed(rho: Array, size: int, ramp: int) -> Array:
+    """How many of the nearest positions there are for a layer with ε > 0: those beyond have no share of the normaliser.
+
+    As published: of the positions that no head of the layer needs, the farthest go, in whole multiples of 64.
+    """
+    beyond = size - reach(rho, size, ramp).max()
+    return size - beyond // TRIMMED_AT_ONCE * TRIMMED_AT_ONCE
 
 
 def penalty_forward(rho: Array, size: int, weight: float) -> tuple[Array, tuple[Array, int, float]]:

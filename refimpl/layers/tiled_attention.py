@@ -2,8 +2,9 @@
 
 Context and persistent slots stand side by side in one block, so that one exponential and one row sum serve both. Forward
 keeps a shift and a total for each row; from them backward (tiled_gradients.py) computes the weights again. A head computes
-its own ⌊z⌋ + R + 1 positions (all S with ε > 0, where each of them counts). Tasks, one head with some texts each, are spread
-over threads. No two write to one array, and their sums are added in a fixed order: bits don't depend on the threads.
+its own ⌊z⌋ + R + 1 positions; with ε > 0 those of the layer's longest head, see span.untrimmed. Tasks, one head with some
+texts each, are spread over threads. No two write to one array, and their sums are added in a fixed order: bits don't depend
+on the threads.
 """
 
 import math
@@ -35,6 +36,14 @@ def forward(
     return attend(arguments, options, keep, keep_memory, tiling)
 
 
+def needed(rho: Array | None, options: Options) -> int:
+    """How many positions before the block have an effect."""
+    if rho is None:
+        return options.span
+    return int(span.untrimmed(rho, options.span, options.ramp) if options.normalizer_epsilon
+               else span.reach(rho, options.span, options.ramp).max())
+
+
 def attend(
     arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None,
     tiling: Tiling = TILING,
@@ -44,13 +53,13 @@ def attend(
         if array is not None and (is_device(array) or array.dtype.kind != "f"):
             came = f"{type(array).__name__} of {array.dtype}"
             raise InputError(f"{name}: expected a real NumPy array for attention in tiles, got {came}")
-    queries = arguments.queries
     attention.check_keep(keep, keep_memory, arguments.memory_keys)
-    given = problem(arguments, options, keep, keep_memory, tiling)
-    batch, length, heads, _ = queries.shape
-    shift, total = np.empty((2, batch, heads, length), queries.dtype)
-    y, saved = np.empty(queries.shape, queries.dtype), Saved(given, shift, total)
-    _in_tasks(partial(_forward_task, y, saved), given)
+    plain = Arguments(*(None if array is None else np.asarray(array) for array in arguments))
+    given = problem(plain, options, keep, keep_memory, tiling)
+    batch, length, heads, _ = plain.queries.shape
+    shift, total = np.empty((2, batch, heads, length), plain.queries.dtype)
+    y, saved = np.empty_like(arguments.queries), Saved(given, shift, total)
+    _in_tasks(partial(_forward_task, np.asarray(y), saved), given)
     return y, saved
 
 
@@ -108,10 +117,11 @@ def _weigh(exponentials: Block, of_head: Head, epsilon: float) -> Array:
 def backward(dy: Array, saved: Saved) -> Arguments:
     """As attention.backward; dy (B, T, H, E)."""
     given, arguments = saved.problem, saved.problem.arguments
-    by_row = Arguments(*(np.empty_like(array) for array in arguments[:3]))
-    sums = _in_tasks(partial(backward_task, saved, dy, by_row), given)
-    d = by_row._replace(**{name: np.zeros_like(array) for name, array in arguments._asdict().items()
-                           if array is not None and name not in ("queries", "keys", "values")})
+    d = Arguments(*(np.empty_like(dy, array.dtype, shape=array.shape) for array in arguments[:3]))
+    by_row = Arguments(*map(np.asarray, d[:3]))
+    sums = _in_tasks(partial(backward_task, saved, np.asarray(dy), by_row), given)
+    d = d._replace(**{name: np.zeros_like(dy, array.dtype, shape=array.shape) for name, array in arguments._asdict().items()
+                      if array is not None and name not in ("queries", "keys", "values")})
     d_mask = None if given.mask is None else np.zeros_like(given.mask)
     for task, of_task in sums:
         number, size = task.head, reach(given, task.head)

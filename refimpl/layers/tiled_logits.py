@@ -89,13 +89,13 @@ def problem(arguments: Arguments, options: Options, keep: Keep, keep_memory: Kee
 
 
 def reach(given: Problem, number: int) -> int:
-    """How many of the nearest positions a head needs: those with a weight, and at the ramp's end with a slope.
-
-    All S with ε > 0, where each of them counts in the normaliser.
-    """
-    if given.mask is None or given.mask_saved is None or given.options.normalizer_epsilon:
-        return given.options.span
-    return max(1, int(((given.mask[number] > 0) | given.mask_saved.on_ramp[number]).sum()))
+    """How many of the nearest positions a head computes: S without adaptive span; with ε > 0 all that are not trimmed."""
+    options, rho = given.options, given.arguments.rho
+    if rho is None:
+        return options.span
+    if options.normalizer_epsilon:
+        return int(span.untrimmed(rho, options.span, options.ramp))
+    return int(span.reach(rho, options.span, options.ramp)[number])
 
 
 def head(given: Problem, number: int) -> Head:
@@ -152,7 +152,8 @@ def logits(out: Block, free: Block, of_head: Head, of_text: Rows, tiles: slice) 
         out.band[...] = free.band
     else:
         np.matmul(at.by_tile(of_text.position[here]), of_head.turned.table, out=out.band)
-        out.band[...] += free.band
+        for band, part in zip(out.band, free.band, strict=True):
+            band += part  # one at a time: all bands at once might overlap for all that NumPy knows, and would be copied
     for tile in range(tiles.start, tiles.stop):
         missing = -at.first - tile * at.rows
         if missing > 0:
@@ -179,7 +180,8 @@ def kept(of_text: Rows, of_head: Head, length: int, tiles: slice) -> Kept:
 def drop(weights: Block, keep: Kept) -> None:
     """What is not kept becomes 0."""
     if keep.context is not None:
-        weights.band[...] *= keep.context
+        for band, of_tile in zip(weights.band, keep.context, strict=True):  # see `logits`
+            band *= of_tile
     if keep.memory is not None:
         weights.memory[...] *= keep.memory
 

@@ -36,6 +36,8 @@ def forward(h: Array, past: Array, weights: Weights, options: Options, masks: Ma
 
     masks: keep-masks of dropout, of those among attention, memory and feed_forward that drop.
     """
+    needed = options.attention.core.needed(weights.get("attention.span"), options.attention.attention)
+    past = past[:, max(0, past.shape[1] - needed) :]
     context = module_of(h).concatenate([past, h], axis=1)
     if options.pre_norm:
         context, norm = normalize("attention_norm", context, weights)
@@ -75,7 +77,9 @@ def backward(d_h: Array, saved: Saved) -> tuple[Array, dict[str, Array]]:
         d_h = _feed_forward_backward(d_h, saved.inner, saved.inner_norm, saved.options, gradients)
     if not saved.options.pre_norm:
         d_h = _norm_backward("attention_norm", d_h, saved.attention_norm, gradients)
-    d_context, of_attention = multi_head.backward(d_h, saved.attention)
+    # under a norm the past adds to the gradients of its gain and bias, elsewhere to nothing
+    first = 0 if saved.options.pre_norm else saved.attention.key.x.shape[1] - d_h.shape[1]
+    d_context, of_attention = multi_head.backward(d_h, saved.attention, first)
     gradients |= {f"attention.{name}": gradient for name, gradient in of_attention.items()}
     if saved.options.pre_norm:
         d_context = _norm_backward("attention_norm", d_context, saved.attention_norm, gradients)

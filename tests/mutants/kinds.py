@@ -34,7 +34,7 @@ KINDS = {
 # what they look at is the machinery around the numbers, or the tests themselves: their failing proves nothing about these
 NO_EVIDENCE = {
     "test_bench", "test_benchmarks",
-    "test_blas", "test_checkpoint", "test_cli", "test_cli_errors", "test_cli_gradcheck", "test_cli_interrupt",
+    "test_arena", "test_blas", "test_checkpoint", "test_cli", "test_cli_errors", "test_cli_gradcheck", "test_cli_interrupt",
     "test_console", "test_cores", "test_datasets_corpus", "test_datasets_sources", "test_datasets_vocabulary",
     "test_datasets_yardsticks", "test_docs_gradients", "test_examples_c", "test_examples_jax", "test_examples_torch",
     "test_golden_bounds", "test_golden_diagnosis", "test_golden_protocol", "test_golden_pytest_plugin",

@@ -94,7 +94,9 @@ def statements(tree: ast.Module, skipped: frozenset[str]) -> Iterator[tuple[str,
     """Every statement with the function or class that it is in, but checks and what raises."""
     def inside(body: list[ast.stmt], owner: str) -> Iterator[tuple[str, ast.stmt]]:
         for node in body:
-            if isinstance(node, ast.Raise | ast.Assert | ast.Import | ast.ImportFrom) or _only_raises(node):
+            if isinstance(node, ast.Raise | ast.Assert | ast.Import | ast.ImportFrom):
+                continue
+            if _only_raises(node) or _is_type(node):
                 continue
             named = isinstance(node, ast.FunctionDef | ast.ClassDef)
             name = f"{owner}.{node.name}".lstrip(".") if named else owner
@@ -109,6 +111,10 @@ def statements(tree: ast.Module, skipped: frozenset[str]) -> Iterator[tuple[str,
 
 def _only_raises(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and not node.orelse and all(isinstance(inner, ast.Raise) for inner in node.body)
+
+
+def _is_type(node: ast.stmt) -> bool:
+    return isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias"
 
 
 def extent(source: Source, statement: ast.stmt) -> tuple[int, int]:

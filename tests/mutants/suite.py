@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import kinds
 import pytest
 
+from refimpl import arrays
 from refimpl.golden import planted
 
 PACKAGE = Path(planted.__file__).parents[1]
@@ -217,6 +218,7 @@ def calls() -> Iterator[set[str]]:
         if event == "call":
             seen[id(frame.f_code)] = frame.f_code
 
+    arrays._pool.cache_clear()  # only threads that start within the block are watched
     threading.setprofile(note)
     sys.setprofile(note)
     try:
