@@ -21,6 +21,10 @@ class Weights(NamedTuple):
     cluster_table: Array
     cluster_bias: Array
 
+    def arrays(self) -> list[Array]:
+        """All of them, one after another."""
+        return [*self.tables, *self.biases, *self.projections, self.cluster_table, self.cluster_bias]
+
 
 class Part(NamedTuple):
     """One softmax, of the head or of a tail: the rows of hidden states it scored, and what its three steps saved."""
