@@ -98,7 +98,7 @@ def cases(draw):
 
 
 chunkings = st.builds(Chunking, st.sampled_from([1, 2, 7, 20, 8_000_000]), st.integers(1, 5), st.integers(1, 3))
-FULL, SMALL = Case(1, (3, 2, 0, 4), (2, 5), "reversed"), Chunking(12, 3, 2)
+FULL, SMALL = Case(1, (3, 2, 0, 4), (2, 6), "reversed"), Chunking(12, 3, 2)
 
 
 @given(cases(), chunkings)
@@ -209,9 +209,10 @@ def test_tasks_are_nearly_equal_and_threads_as_many_as_asked_for(monkeypatch):
     monkeypatch.setattr(fused_softmax, "available_cores", lambda: 7)
     monkeypatch.setattr(fused_softmax, "map_in_threads", lambda function, items, workers: (
         asked.add(workers), map_in_threads(function, items, workers)))
-    for workers in (0, 3):
-        pair(fused_softmax, *Case().given(), Chunking(workers=workers))
-    assert asked == {7, 3}
+    for chunking, threads in (([], 7), ([Chunking(workers=0)], 7), ([Chunking(workers=3)], 3)):
+        pair(fused_softmax, *Case().given(), *chunking)
+        assert asked == {threads}
+        asked.clear()
 
 
 def test_targets_may_be_of_a_type_that_does_not_hold_a_clusters_end():
@@ -244,8 +245,15 @@ def test_complex_numbers_are_the_textbooks_alone(number):
     with pytest.raises(InputError, match="expected real NumPy arrays for a pass in chunks, got ndarray of complex128"):
         fused_softmax.forward(given[0], targets, gathered(given[1:]), order)
     assert variants.softmax_core(variants.attention_core("tiled", *given)) is adaptive_softmax
+
+
+def test_the_choice_is_made_with_the_attentions_and_arrays_on_a_gpu_are_refused():
     assert variants.softmax_core(attention) is adaptive_softmax
     assert variants.softmax_core(tiled_attention) is fused_softmax
+    (_, *rest), _ = Case().given()
+    on_gpu = type("ndarray", (), {"__module__": "cupy", "dtype": np.dtype("float64")})()
+    with pytest.raises(InputError, match="expected real NumPy arrays for a pass in chunks, got ndarray of float64"):
+        fused_softmax.forward(on_gpu, *rest)
 
 
 def unwanted(*_):
@@ -273,10 +281,10 @@ def test_training_makes_one_pass_and_evaluation_no_gradient(monkeypatch):
 
 PLANTS = {
     "a table's gradient overwritten": ("d_block.table[...] += product", "d_block.table[...] = product"),
-    "a bias's gradient without its scale": ("scale[:, 0] @ d_logits", "d_logits.sum(0)"),
+    "a bias's gradient without its scale": ("scale @ d_logits", "d_logits.sum(0)"),
     "a target's word not taken from Z": ("chunk.targets] -= chunk.total", "chunk.targets] -= 1"),
-    "projected scaled twice": ("chunk.projected[...] *= scale", "chunk.projected[...] *= scale * scale"),
-    "projected gradient not scaled": ("shares.sum(0) * scale", "shares.sum(0)"),
+    "projected scaled twice": ("chunk.projected[...] *= scale[:, None]", "chunk.projected[...] *= scale[:, None] ** 2"),
+    "projected gradient not scaled": ("shares.sum(0) * scale[:, None]", "shares.sum(0)"),
     "hidden gradient of the last cluster": ("d_hidden[chunk.rows[here]] += d", "d_hidden[chunk.rows[here]] = d"),
     "projection's gradient of the last chunk": ("d.projection[here] += chunk", "d.projection[here] = chunk"),
     "an empty tail has its share": ("bias[slot - shortlist] = -np.inf", "pass"),

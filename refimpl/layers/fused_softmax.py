@@ -119,10 +119,10 @@ def _score(loss: Array, chunk: Chunk) -> None:
         logits[:, block.columns] += block.bias
 
     def normalize(here: slice) -> None:
-        logits[here] -= logits[here].max(-1, keepdims=True)
+        logits[here] -= logits[here].max(1, keepdims=True)
         loss[chunk.rows[here]] -= logits[numbers[here], chunk.targets[here]]
         np.exp(logits[here], out=logits[here])
-        logits[here].sum(-1, out=chunk.total[here])
+        logits[here].sum(1, out=chunk.total[here])
 
     map_in_threads(project, _parts(len(numbers), tasks), workers)
     map_in_threads(score, _blocks(chunk.cluster, tasks), workers)
@@ -136,21 +136,21 @@ def _differentiate(d_loss: Array, d_hidden: Array, d: Cluster, chunk: Chunk) -> 
     The last factor is of the row: on the narrow side of each product it costs least.
     """
     _, tasks, workers = chunk.chunking
-    scale = (d_loss[chunk.rows] / chunk.total)[:, None]
+    scale = d_loss[chunk.rows] / chunk.total
     blocks = list(zip(_blocks(chunk.cluster, tasks), _blocks(d, tasks), strict=True))
     shares = scratch("shares", (len(blocks), *chunk.projected.shape), chunk.projected.dtype)
     chunk.logits[np.arange(len(scale)), chunk.targets] -= chunk.total
-    chunk.projected[...] *= scale
+    chunk.projected[...] *= scale[:, None]
 
     def add_words(number: int) -> None:
         block, d_block = blocks[number]
         d_logits = chunk.logits[:, block.columns]
         d_block.table[...] += product(d_logits.T, chunk.projected)
-        d_block.bias[...] += scale[:, 0] @ d_logits
+        d_block.bias[...] += scale @ d_logits
         np.matmul(d_logits, block.table, out=shares[number])
 
     map_in_threads(add_words, range(len(blocks)), workers)
-    d_projected = shares.sum(0) * scale
+    d_projected = shares.sum(0) * scale[:, None]
 
     def add_hidden(here: slice) -> None:
         d_hidden[chunk.rows[here]] += d_projected[here] @ chunk.cluster.projection.T
@@ -205,8 +205,9 @@ def _softmaxes(saved: Saved) -> list[tuple[Cluster, Array, Array]]:
     words = saved.targets.reshape(-1).astype("int64")
     columns, bias = words.copy(), weights.cluster_bias.copy()
     head, *clusters = _clusters(weights._replace(cluster_bias=bias))
-    for slot, cluster in zip(cluster_slots(weights, saved.order), clusters, strict=True):
-        first, end = end, end + len(cluster.tables[0])
+    slots = cluster_slots(weights, saved.order)
+    for slot, cluster, table in zip(slots, clusters, weights.tables[1:], strict=True):
+        first, end = end, end + len(table)
         rows = np.flatnonzero((words >= first) & (words < end))
         columns[rows] = slot
         tails.append((cluster, rows, words[rows] - first))
