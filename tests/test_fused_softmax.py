@@ -270,6 +270,9 @@ def test_training_makes_one_pass_and_evaluation_no_gradient(monkeypatch):
         scored.append(len(chunk.rows)), right(loss, chunk)))
     model.loss_and_gradients(p, config, tokens, targets, past, core=tiled_attention)
     assert sum(scored) == 8 + (targets >= 3).sum()
+    for wrong in (targets[:, :3], targets - 9):
+        with pytest.raises(InputError, match="targets: expected"):
+            model.loss_and_gradients(p, config, tokens, wrong, past, core=tiled_attention)
     monkeypatch.setattr(fused_softmax, "_differentiate", unwanted)
 
     class Block:
