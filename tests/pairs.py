@@ -191,7 +191,7 @@ def cluster_pairs(case, sizes):
 
         def score_backward(dy, saved):
             d_hidden, d = (fused_softmax if core == "tiled" else adaptive_softmax).backward(dy, saved)
-            return [d_hidden, *d.arrays()]
+            return [d_hidden, *d.tables, *d.biases, *d.projections, d.cluster_table, d.cluster_bias]
 
         return Pair([hidden, *tables, *biases, *projections, *heads], score, score_backward)
 

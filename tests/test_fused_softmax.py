@@ -47,8 +47,8 @@ class Case:
         """hidden, targets, weights, order; d_loss."""
         rng, width = draws.stream(self.seed, "fused"), 5
         shapes = [(size, max(1, width - i)) for i, size in enumerate(self.sizes)]
-        weights = [rng.standard_normal(shape) for shape in shapes] + [rng.standard_normal(size) for size in self.sizes]
-        weights += [rng.standard_normal((width, narrow)) for _, narrow in shapes]
+        weights = [rng.standard_normal(shape) for size, narrow in shapes
+                   for shape in ((size, narrow), (size,), (width, narrow))]
         tails = len(self.sizes) - 1
         weights += [rng.standard_normal((tails, width)), rng.standard_normal(tails)]
         hidden, d_loss = rng.standard_normal((*self.shape, width)) * self.scale, rng.standard_normal(self.shape)
@@ -59,9 +59,10 @@ class Case:
         return (hidden, targets, gathered(weights), self.order), d_loss
 
 
-def gathered(weights):
-    n = len(weights) // 3
-    return adaptive_softmax.Weights(weights[:n], weights[n : 2 * n], weights[2 * n : 3 * n], *weights[3 * n :])
+def gathered(arrays):
+    """The weights of which these are the arrays."""
+    *of_clusters, table, bias = arrays
+    return adaptive_softmax.Weights(*(of_clusters[kind::3] for kind in range(3)), table, bias)
 
 
 def named(loss, d_hidden, d):
@@ -237,7 +238,7 @@ def test_what_the_textbook_refuses_is_refused(place, wrong):
             function(given, d_loss)
 
 
-@pytest.mark.parametrize("number", [0, 1, 4, 7, 10, 11])
+@pytest.mark.parametrize("number", [0, 1, 5, 9, 10, 11])
 def test_complex_numbers_are_the_textbooks_alone(number):
     (hidden, targets, weights, order), _ = Case().given()
     given = [hidden, *weights.arrays()]

@@ -22,8 +22,9 @@ class Weights(NamedTuple):
     cluster_bias: Array
 
     def arrays(self) -> list[Array]:
-        """All of them, one after another."""
-        return [*self.tables, *self.biases, *self.projections, self.cluster_table, self.cluster_bias]
+        """All of them, cluster by cluster, the head's columns for clusters last."""
+        by_cluster = zip(self.tables, self.biases, self.projections, strict=True)
+        return [*(array for arrays in by_cluster for array in arrays), self.cluster_table, self.cluster_bias]
 
 
 class Part(NamedTuple):
