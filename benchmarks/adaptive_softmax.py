@@ -1,4 +1,4 @@
-"""WikiText-103's adaptive softmax, forward and backward: refimpl beside PyTorch's module of that name.
+"""WikiText-103's adaptive softmax, loss and gradients: refimpl in training, its textbook, and PyTorch's module of that name.
 
     python -m pip install torch==2.13.0
     python benchmarks/adaptive_softmax.py --json adaptive_softmax.json
@@ -21,12 +21,12 @@ import measure
 import numpy as np
 
 from refimpl.arrays import limit_threads
-from refimpl.layers import adaptive_softmax
+from refimpl.layers import adaptive_softmax, fused_softmax
 
 SIZES = {"vocabulary": 267735, "cutoffs": [20000, 40000, 200000], "divisor": 4, "width": 512, "tokens": 2048}
 SMALL = {"vocabulary": 600, "cutoffs": [50, 100, 300], "divisor": 2, "width": 32, "tokens": 40}
 TOLERANCE = 1e-5  # float32 sums over the words of a cluster, in different orders
-MODULE, SAME = "AdaptiveLogSoftmaxWithLoss", "the same function in torch"
+MODULE, SAME, TEXTBOOK = "AdaptiveLogSoftmaxWithLoss", "the same function in torch", "refimpl's textbook"
 PEERS = {MODULE: "adaptive_softmax_torch:Module", SAME: "adaptive_softmax_torch:Same"}
 
 
@@ -61,7 +61,7 @@ def draw(settings: Mapping[str, Any]) -> Case:
 
 
 class Ours:
-    """layers/adaptive_softmax.py."""
+    """layers/fused_softmax.py: the weights' gradients are added to arrays of zeros, as the model's are."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._limit = ExitStack()
@@ -69,19 +69,33 @@ class Ours:
         self._case, self._plain = draw(settings), settings["plain"]
 
     def run(self) -> float:
-        """Seconds of forward and backward."""
-        hidden, targets, weights, d_loss = self._case
+        """Seconds of loss and gradients."""
         self._told = None
         start = time.perf_counter()
-        loss, saved = adaptive_softmax.forward(hidden, targets, weights, "ascending")
-        self._told = loss, *adaptive_softmax.backward(d_loss, saved)
+        self._told = self.compute(*self._case)
         return time.perf_counter() - start
+
+    def compute(self, hidden: Any, targets: Any, weights: adaptive_softmax.Weights, d_loss: Any) -> tuple[Any, Any, Any]:
+        """loss, d_hidden, and the gradients of the weights."""
+        lists = ([np.zeros(array.shape, array.dtype) for array in arrays] for arrays in weights[:3])
+        d = adaptive_softmax.Weights(*lists, *map(np.zeros_like, weights[3:]))
+        loss, d_hidden = fused_softmax.loss_and_gradients(hidden, targets, weights, "ascending", d_loss, d)
+        return loss, d_hidden, d
 
     def results(self) -> dict[str, Any]:
         """What the module has too; else all."""
         self.run()
         loss, d_hidden, d = self._told
         return named(loss, d_hidden, d, self._plain)
+
+
+class Textbook(Ours):
+    """layers/adaptive_softmax.py."""
+
+    def compute(self, hidden: Any, targets: Any, weights: adaptive_softmax.Weights, d_loss: Any) -> tuple[Any, Any, Any]:
+        """The same."""
+        loss, saved = adaptive_softmax.forward(hidden, targets, weights, "ascending")
+        return loss, *adaptive_softmax.backward(d_loss, saved)
 
 
 def named(loss: Any, d_hidden: Any, d: adaptive_softmax.Weights, plain: bool) -> dict[str, Any]:
@@ -101,11 +115,11 @@ def main(repeats: int, threads: int, kernels: str, quick: bool, path: Path | Non
     measure.print_machine(made)
     for peer, subject in PEERS.items():
         settings = {**(SMALL if quick else SIZES), "plain": peer == MODULE}
-        subjects = {measure.OURS: "adaptive_softmax:Ours", peer: subject}
+        subjects = {measure.OURS: "adaptive_softmax:Ours", TEXTBOOK: "adaptive_softmax:Textbook", peer: subject}
         memory = measure.first_memory(subjects, settings, threads, kernels)
         compared = measure.compare(subjects, settings, TOLERANCE, repeats, threads, kernels)
         rows.append({"case": peer, "memory": memory, **compared})
-        measure.print_times("forward + backward", compared["times"])
+        measure.print_times("loss + gradients", compared["times"])
         measure.print_memory("peak memory", memory)
     measure.write(path, made, rows)
 

@@ -7,6 +7,7 @@ import numpy as np
 from refimpl import parameters
 from refimpl.arrays import available_cores
 from refimpl.config import ModelConfig, TrainConfig
+from refimpl.layers.fused_softmax import CHUNKING
 from refimpl.layers.tiles import TILING
 from refimpl.optimizers import ACCUMULATORS
 
@@ -36,13 +37,16 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig) -> dict[str
         accumulators = 0
     rows = train_config.batch * train_config.block
     weights = rows * _kept_slots(config, train_config) * item
+    scored = _scored(config, rows)
+    in_chunks = bool(config.cutoffs) and train_config.attention == "tiled"
+    output = min(scored, workers * CHUNKING.logits) if in_chunks else 2 * scored
     return {
         "parameters": vector,
         "gradients": vector * workers,
         "optimizer": vector * accumulators,
         "past": 2 * past,
-        "saved": config.layers * _saved_by_layer(config, train_config) * item + _saved_by_output(config, rows) * item,
-        "scratch": 2 * vector + max(4 * weights + _tiles(train_config) * item, 2 * _saved_by_output(config, rows) * item),
+        "saved": (config.layers * _saved_by_layer(config, train_config) + (0 if in_chunks else scored)) * item,
+        "scratch": 2 * vector + max(4 * weights + _tiles(train_config) * item, output * item),
     }
 
 
@@ -74,8 +78,8 @@ def _tiles(train_config: TrainConfig) -> int:
     return 2 * available_cores() * TILING.elements if train_config.attention == "tiled" else 0
 
 
-def _saved_by_output(config: ModelConfig, rows: int) -> int:
-    """Elements of the output's log-probabilities; with clusters, of the head's and, at worst, of the widest tail's."""
+def _scored(config: ModelConfig, rows: int) -> int:
+    """Elements of the output's logits; with clusters, of the head's and, at worst, of the widest tail's."""
     if not config.cutoffs:
         return rows * config.vocabulary
     sizes = [end - first for first, end, _ in config.clusters]

@@ -76,6 +76,14 @@ def check_tokens(config: ModelConfig, name: str, tokens: Array) -> None:
                          f"{tokens[row[0], column[0]]} at row {row[0]}, position {column[0]}")
 
 
+def check_targets(config: ModelConfig, tokens: Array, targets: Array) -> None:
+    """Raises InputError unless both are as check_tokens wants them, of one shape."""
+    check_tokens(config, "tokens", tokens)
+    check_tokens(config, "targets", targets)
+    if targets.shape != tokens.shape:
+        raise InputError(f"targets: expected the tokens' shape {tokens.shape}, got {targets.shape}")
+
+
 def check_past(config: ModelConfig, tokens: Array, past: Array) -> None:
     """Raises InputError unless past is (L, B, P, D) for these tokens."""
     expected = (config.layers, len(tokens), "P", config.width)

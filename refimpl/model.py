@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from refimpl.arrays import Array, array_module, module_of
 from refimpl.config import ModelConfig
-from refimpl.errors import InputError
-from refimpl.inputs import Masks, check_past, check_tokens, extend_past, initial_past
+from refimpl.inputs import Masks, check_past, check_targets, check_tokens, extend_past, initial_past
 from refimpl.layers import (
     adaptive_input,
     adaptive_softmax,
     attention,
     dropout,
     embedding,
+    fused_softmax,
     layer_norm,
     linear,
     positions,
@@ -24,10 +24,10 @@ from refimpl.layers import (
     span,
     transformer_layer,
 )
-from refimpl.parameters import SHARED, Parameters, output_name, total
-from refimpl.variants import layer_options
+from refimpl.parameters import SHARED, Parameters, output_name, zeros
+from refimpl.variants import layer_options, softmax_core
 
-__all__ = ["Output", "backward", "forward", "initial_past", "log_probabilities"]
+__all__ = ["Output", "backward", "forward", "initial_past", "log_probabilities", "loss_and_gradients"]
 
 class Output(NamedTuple):
     """loss = mean of token_loss (B, T); span_penalty, summed over layers; past (L, B, ≤ S, D); saved for backward."""
@@ -70,19 +70,34 @@ def forward(
     them nothing is dropped. first_position: the absolute position of the block's first token. core: the module that computes
     attention, see variants.py. Raises InputError for shapes that disagree and for token ids outside the vocabulary.
     """
-    check_tokens(config, "tokens", tokens)
-    check_tokens(config, "targets", targets)
-    if targets.shape != tokens.shape:
-        raise InputError(f"targets: expected the tokens' shape {tokens.shape}, got {targets.shape}")
+    check_targets(config, tokens, targets)
     h, new_past, stacked = hidden_states(p, config, tokens, past, masks or {}, first_position, core)
-    scored: Any
     if config.cutoffs:
-        token_loss, scored = adaptive_softmax.forward(h, targets, softmax_weights(p, config), config.cluster_order)
+        softmax = softmax_core(core)
+        token_loss, softmax_saved = softmax.forward(h, targets, softmax_weights(p, config), config.cluster_order)
+        scored: Any = (softmax, softmax_saved)
     else:
         logits, linear_saved = linear.forward(h, p[output_name(config, "table")], p["output.bias"])
         token_loss, loss_saved = softmax_loss.forward(logits, targets)
         scored = (linear_saved, loss_saved)
     return Output(token_loss.mean(), token_loss, _span_penalty(p, config), new_past, stacked._replace(scored=scored))
+
+
+def loss_and_gradients(
+    p: Mapping[str, Array], config: ModelConfig, tokens: Array, targets: Array, past: Array, masks: Masks | None = None,
+    core: ModuleType = attention,
+) -> tuple[Output, Parameters]:
+    """forward and backward in one, for training: what an adaptive softmax in chunks computes is used before it is gone."""
+    if not config.cutoffs or softmax_core(core) is adaptive_softmax:
+        out = forward(p, config, tokens, targets, past, masks, core=core)
+        return out, backward(out.saved)
+    check_targets(config, tokens, targets)
+    h, new_past, saved = hidden_states(p, config, tokens, past, masks or {}, 0, core)
+    g = zeros(config, h)
+    token_loss, d_h = fused_softmax.loss_and_gradients(
+        h, targets, softmax_weights(p, config), config.cluster_order, _of_mean(h), softmax_weights(g, config))
+    out = Output(token_loss.mean(), token_loss, _span_penalty(p, config), new_past, saved)
+    return out, _backward_below(g, d_h, saved)
 
 
 def log_probabilities(
@@ -173,13 +188,21 @@ def backward(saved: Saved, d_token_loss: Array | None = None) -> Parameters:
 
     No gradient goes into the past.
     """
-    p, config = saved.p, saved.config
     h = saved.hidden[-1]
-    g = Parameters(config, module_of(h).zeros_like(h, shape=(total(config),)))
-    if d_token_loss is None:
-        batch, block = h.shape[:2]
-        d_token_loss = module_of(h).full((batch, block), 1, h.dtype) / (batch * block)
-    d_h = _score_backward(g, d_token_loss, saved)
+    g = zeros(saved.config, h)
+    d_h = _score_backward(g, _of_mean(h) if d_token_loss is None else d_token_loss, saved)
+    return _backward_below(g, d_h, saved)
+
+
+def _of_mean(h: Array) -> Array:
+    """The mean loss's cotangent (B, T)."""
+    batch, block = h.shape[:2]
+    return module_of(h).full((batch, block), 1, h.dtype) / (batch * block)
+
+
+def _backward_below(g: Parameters, d_h: Array, saved: Saved) -> Parameters:
+    """g, with the gradients added of all that stands below the output, whose input has d_h, and of the span penalty."""
+    p, config = saved.p, saved.config
     d_h = dropout.backward(d_h, saved.hidden_dropped)
     if saved.final_norm is not None:
         d_h, d_gain, d_bias = layer_norm.backward(d_h, saved.final_norm)
@@ -207,13 +230,10 @@ def _score_backward(g: Parameters, d_token_loss: Array, saved: Saved) -> Array:
         g[output_name(config, "table")] += d_table
         g["output.bias"] += d_bias
         return d_h
-    d_h, d = adaptive_softmax.backward(d_token_loss, saved.scored)
-    for i, (d_table, d_bias, d_projection) in enumerate(zip(d.tables, d.biases, d.projections, strict=True)):
-        g[output_name(config, "table", i)] += d_table
-        g[f"output.biases.{i}"] += d_bias
-        g[output_name(config, "projection", i)] += d_projection
-    g["output.cluster_table"] += d.cluster_table
-    g["output.cluster_bias"] += d.cluster_bias
+    softmax, softmax_saved = saved.scored
+    d_h, d = softmax.backward(d_token_loss, softmax_saved)
+    for total, gradient in zip(softmax_weights(g, config).arrays(), d.arrays(), strict=True):
+        total += gradient
     return d_h
 
 

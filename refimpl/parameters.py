@@ -78,6 +78,11 @@ class Parameters(Mapping[str, Array]):
         return self.with_vector(module_of(self.vector).zeros_like(self.vector))
 
 
+def zeros(config: ModelConfig, like: Array) -> Parameters:
+    """All 0, in the dtype and library of `like`."""
+    return Parameters(config, module_of(like).zeros_like(like, shape=(total(config),)))
+
+
 def initialize(config: ModelConfig, seed: int = 0, dtype: Any = "float64") -> Parameters:
     """First values. Each parameter's depend on seed and name alone, and differ between dtypes by rounding only.
 

@@ -64,8 +64,8 @@ def update(
 
     def compute(rows: slice) -> _Share:
         with quiet():
-            out = score(lent_p, config, train_config, tokens, targets, lent_past, number, rows)
-            return _Share(out, model.backward(out.saved), rows)
+            given = lent_p, config, train_config, tokens, targets, lent_past, number, rows
+            return _Share(*_on_rows(model.loss_and_gradients, *given), rows)
 
     results = in_parts(compute, len(tokens), train_config.workers)
     with quiet():
@@ -87,9 +87,16 @@ def score(
     rows: slice,
 ) -> model.Output:
     """The model's forward on some rows of the batch, as update `number` does it: with that update's dropout."""
+    return _on_rows(model.forward, p, config, train_config, tokens, targets, past, number, rows)
+
+
+def _on_rows(
+    function: Callable[..., Part], p: Parameters, config: ModelConfig, train_config: TrainConfig, tokens: Array,
+    targets: Array, past: Array, number: int, rows: slice,
+) -> Part:
     masks = keep_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, rows.start)
     core = attention_core(train_config.attention, p.vector)
-    return model.forward(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
+    return function(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
 
 
 def in_parts(function: Callable[[slice], Part], rows: int, workers: int) -> list[Part]:

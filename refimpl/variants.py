@@ -1,4 +1,4 @@
-"""What a layer of each variant is made of, and which module computes its attention: chosen here and nowhere else."""
+"""What a layer of each variant is made of, and which modules compute attention and adaptive softmax: chosen here alone."""
 
 from functools import partial
 from types import ModuleType
@@ -8,9 +8,11 @@ import numpy as np
 from refimpl.arrays import Array, module_of
 from refimpl.config import ModelConfig
 from refimpl.layers import (
+    adaptive_softmax,
     attention,
     feed_forward,
     ff_attention,
+    fused_softmax,
     head_split,
     multi_head,
     split_attention,
@@ -30,6 +32,11 @@ def attention_core(name: str, *arrays: Array) -> ModuleType:
     """
     fit = all(module_of(array) is np and array.dtype.kind != "c" for array in arrays)
     return tiled_attention if name == "tiled" and fit else attention
+
+
+def softmax_core(core: ModuleType) -> ModuleType:
+    """The adaptive softmax beside an attention: with the tiled one that in chunks, which is for the same arrays and uses."""
+    return fused_softmax if core is tiled_attention else adaptive_softmax
 
 
 def attention_of(variant: str, core: ModuleType) -> ModuleType | multi_head.Core:

@@ -22,6 +22,7 @@ from refimpl.layers import (
     embedding,
     feed_forward,
     ff_attention,
+    fused_softmax,
     head_split,
     layer_norm,
     linear,
@@ -180,13 +181,19 @@ def cluster_pairs(case, sizes):
     hidden, heads = rng.standard_normal((case.batch, case.block, width)), [
         rng.standard_normal((n - 1, width)), rng.standard_normal(n - 1)]
 
-    def score(hidden, *given):
-        weights = adaptive_softmax.Weights(given[:n], given[n : 2 * n], given[2 * n : 3 * n], *given[3 * n :])
-        return adaptive_softmax.forward(hidden, tokens, weights, "reversed" if case.seed % 2 else "ascending")
+    def score_pair(core):
+        """The textbook's; with the tiled attention that in chunks, which of complex arguments is the textbook's."""
 
-    def score_backward(dy, saved):
-        d_hidden, d = adaptive_softmax.backward(dy, saved)
-        return [d_hidden, *d.tables, *d.biases, *d.projections, d.cluster_table, d.cluster_bias]
+        def score(hidden, *given):
+            weights = adaptive_softmax.Weights(given[:n], given[n : 2 * n], given[2 * n : 3 * n], *given[3 * n :])
+            module = variants.softmax_core(variants.attention_core(core, hidden, *given))
+            return module.forward(hidden, tokens, weights, "reversed" if case.seed % 2 else "ascending")
+
+        def score_backward(dy, saved):
+            d_hidden, d = (fused_softmax if core == "tiled" else adaptive_softmax).backward(dy, saved)
+            return [d_hidden, *d.tables, *d.biases, *d.projections, d.cluster_table, d.cluster_bias]
+
+        return Pair([hidden, *tables, *biases, *projections, *heads], score, score_backward)
 
     def embed_backward(dy, saved):
         d_tables, d_projections = adaptive_input.backward(dy, saved)
@@ -195,7 +202,7 @@ def cluster_pairs(case, sizes):
     return {
         "adaptive_input": Pair([*tables, *projections],
                                lambda *given: adaptive_input.forward(tokens, given[:n], given[n:]), embed_backward),
-        "adaptive_softmax": Pair([hidden, *tables, *biases, *projections, *heads], score, score_backward),
+        "adaptive_softmax": score_pair("textbook"), "fused_softmax": score_pair("tiled"),
     }
 
 

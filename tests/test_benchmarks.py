@@ -26,7 +26,7 @@ def run(folder, script, *options):
 SCRIPTS = [
     ("update.py", ["--case", "spans full", "--peer", "torch eager", "--peer", "jax.jit"], 1,
      {"refimpl", "torch eager", "jax.jit"}),
-    ("adaptive_softmax.py", [], 2, {"refimpl", "AdaptiveLogSoftmaxWithLoss"}),
+    ("adaptive_softmax.py", [], 2, {"refimpl", "refimpl's textbook", "AdaptiveLogSoftmaxWithLoss"}),
     ("generate.py", ["--tokens", "2"], 1, {"refimpl", "torch eager"}),
 ]
 

@@ -12,7 +12,8 @@ from refimpl.checks import attentions, models, pairs
 
 BUILDERS = {name: builder for module in (pairs, attentions) for name, builder in vars(module).items() if name[:3] == "of_"}
 BUILDERS |= {f"{name}_tiled": lambda rng, size, builder=builder: pairs.with_tiles(builder(rng, size))
-             for name, builder in vars(attentions).items() if name[:3] == "of_"}
+             for name, builder in (vars(attentions) | {"of_adaptive_softmax": pairs.of_adaptive_softmax}).items()
+             if name[:3] == "of_"}
 BACKWARDS = sorted(
     (name, function) for name in (module.name for module in pkgutil.iter_modules(layers.__path__))
     for function in vars(importlib.import_module(f"refimpl.layers.{name}"))

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,6 +201,24 @@ def test_every_preset_can_be_looked_at(command, name):
     config = settings.model_config({"vocabulary": 256, **tables["model"]})
     assert result["parameters"] == accounting.describe(config, TrainConfig(**tables["train"]))["parameters"]
     assert result["tokens_per_update"] == tables["train"]["batch"] * tables["train"]["block"]
+
+
+def test_a_dry_run_tells_that_an_adaptive_softmax_in_chunks_keeps_no_logits():
+    """float32: the textbook's keeps the head's, three tails' columns among them, and at worst those of the widest tail."""
+    tables = settings.preset("wikitext103-all-attention")
+    config = settings.model_config(tables["model"])
+    tokens = tables["train"]["batch"] * tables["train"]["block"]
+
+    def told(attention, **changes):
+        train_config = TrainConfig(**tables["train"] | {"attention": attention, "workers": 1})
+        return accounting.bytes_by_purpose(replace(config, **changes), train_config)
+
+    plain, in_chunks = told("tiled", cutoffs=(), tie_projections=False), told("tiled")
+    assert plain["saved"] - in_chunks["saved"] == 4 * tokens * 267735
+    plain, textbook = told("textbook", cutoffs=(), tie_projections=False), told("textbook")
+    assert plain["saved"] - textbook["saved"] == 4 * tokens * (267735 - 20003 - 160000)
+    few = told("tiled", layers=1, memory=0, feed_forward=8, cutoffs=(200_000,))
+    assert few["scratch"] - 2 * few["parameters"] < 4 * tokens * 20_000
 
 
 def test_the_resolved_settings_train_the_same_model_again(command, trained, text, tmp_path):

@@ -24,6 +24,7 @@ from refimpl.layers import (
     embedding,
     feed_forward,
     ff_attention,
+    fused_softmax,
     head_split,
     layer_norm,
     linear,
@@ -39,6 +40,7 @@ from refimpl.layers import (
     transformer_layer,
     windows,
 )
+from refimpl.layers.fused_softmax import Chunking
 from refimpl.layers.tiles import Tiling
 
 PAGES = {path.stem for path in (Path(__file__).parent.parent / "docs" / "gradients").glob("*.md")} - {"README"}
@@ -470,14 +472,15 @@ def of_adaptive_input():
     yield from zip(found[1], d_projections, strict=True)
 
 
-def of_adaptive_softmax():
+def adaptive_softmax_gradients(backward, logits_gradient):
+    """Of head and tails, with the gradient of a row's logits as the page has it."""
     h, d_loss, clusters, cluster_bias = drawn(28, (6, 4), (6,), (2, 4), (2,))
     sizes, bounds, targets = (3, 2, 1), (0, 3, 5, 6), np.array([0, 3, 5, 4, 2, 3])
     tables, biases = drawn(29, (3, 4), (2, 2), (1, 1)), drawn(30, (3,), (2,), (1,))
     projections = drawn(31, (4, 4), (4, 2), (4, 1))
     weights = adaptive_softmax.Weights(tables, biases, projections, clusters, cluster_bias)
     for order, slots in (("ascending", (None, 3, 4)), ("reversed", (None, 4, 3))):
-        found, d = adaptive_softmax.backward(d_loss, adaptive_softmax.forward(h, targets, weights, order)[1])
+        found, d = backward(d_loss, h, targets, weights, order)
         whole_tables = [np.concatenate([tables[0], clusters]), *tables[1:]]
         whole_biases = [np.concatenate([biases[0], cluster_bias]), *biases[1:]]
         dh, d_projections = np.zeros_like(h), [np.zeros_like(x) for x in projections]
@@ -489,7 +492,7 @@ def of_adaptive_softmax():
                 g = [sum(h[r, j] * projections[i][j, d] for j in range(4)) for d in range(projections[i].shape[1])]
                 s = [sum(row[d] * g[d] for d in range(len(g))) + b
                      for row, b in zip(whole_tables[i], whole_biases[i], strict=True)]
-                ds = [(p - (j == place)) * d_loss[r] for j, p in enumerate(softmax_row(s))]
+                ds = logits_gradient(s, place, d_loss[r])
                 dg = [sum(ds[v] * whole_tables[i][v, d] for v in range(len(ds))) for d in range(len(g))]
                 d_biases[i] += ds
                 d_tables[i] += [[ds[v] * g[d] for d in range(len(g))] for v in range(len(ds))]
@@ -500,6 +503,28 @@ def of_adaptive_softmax():
         yield from zip(d.tables, [d_tables[0][: sizes[0]], *d_tables[1:]], strict=True)
         yield from zip(d.biases, [d_biases[0][: sizes[0]], *d_biases[1:]], strict=True)
         yield from ((d.cluster_table, d_tables[0][sizes[0] :]), (d.cluster_bias, d_biases[0][sizes[0] :]))
+
+
+def of_adaptive_softmax():
+    yield from adaptive_softmax_gradients(
+        lambda d_loss, *given: adaptive_softmax.backward(d_loss, adaptive_softmax.forward(*given)[1]),
+        lambda s, place, d_loss: [(p - (j == place)) * d_loss for j, p in enumerate(softmax_row(s))])
+
+
+def fused_gradient(s, place, d_loss):
+    """The page `fused_softmax`: u c of a row, from s less its maximum."""
+    e = [exp(value - max(s)) for value in s]
+    u = [e_j - (j == place) * sum(e) for j, e_j in enumerate(e)]
+    return [u_j * (d_loss / sum(e)) for u_j in u]
+
+
+def of_fused_softmax():
+    """In chunks of one row and of several."""
+    for logits in (1, 10):
+        yield from adaptive_softmax_gradients(
+            lambda d_loss, *given, logits=logits: fused_softmax.backward(
+                d_loss, fused_softmax.forward(*given, Chunking(logits, 2))[1]), fused_gradient)
+
 
 
 def of_model():
@@ -562,6 +587,7 @@ PLANTED = {
     "transformer_layer": ("return d_h + d_context[:, d_context.shape[1]", "return d_context[:, d_context.shape[1]"),
     "adaptive_input": ("d_rows = dx.reshape(-1, saved.shape[-1]) *", "d_rows = dx.reshape(-1, saved.shape[-1]) / 2 *"),
     "adaptive_softmax": ("d_hidden[rows] += d_rows", "d_hidden[rows] = d_rows"),
+    "fused_softmax": ("d_block.table[...] += product", "d_block.table[...] = product"),
     "model": ('g["input.table"] += embedding', 'g["input.table"] = embedding'),
 }
 

@@ -89,11 +89,16 @@ def test_gradient_equals_the_complex_step(form, segment):
 
     expected = p.with_vector(gradient(objective, p.vector))
     for core in (attention, tiled_attention):
-        g = model.backward(model.forward(p, config, tokens, targets, past, masks, core=core).saved)
+        out = model.forward(p, config, tokens, targets, past, masks, core=core)
+        g = model.backward(out.saved)
         errors = {name: norm_wise_error(g[name], expected[name]) for name in p}
         assert max(errors.values()) <= 1e-12, (core.__name__, errors)
         assert type(g) is type(p)
         assert list(g) == list(p)
+        in_one, of_one = model.loss_and_gradients(p, config, tokens, targets, past, masks, core=core)
+        np.testing.assert_array_equal(of_one.vector, g.vector)
+        for found, expected_value in zip(in_one[:4], out[:4], strict=True):
+            np.testing.assert_array_equal(found, expected_value)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.2, 1.0])

@@ -74,14 +74,16 @@ def test_workers_share_the_batch_and_change_only_roundoff(dropout):
         np.testing.assert_array_equal(repeated.vector, p.vector)
 
 
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, cutoffs=(4, 9), divisor=2, tie_tables=True)],
+                         ids=["plain", "adaptive"])
 @pytest.mark.parametrize("core", [tiled_attention, attention])
-def test_an_update_equals_its_parts(core):
+def test_an_update_equals_its_parts(core, config):
     train_config = replace(TRAIN, attention="tiled" if core is tiled_attention else "textbook")
-    p, segment = parameters.initialize(CONFIG, 1), next(pieces(1))
-    past, q = model.initial_past(CONFIG, 4, p.vector), p.copy()
+    p, segment = parameters.initialize(config, 1), next(pieces(1))
+    past, q = model.initial_past(config, 4, p.vector), p.copy()
     state, other = (optimizers.initialize(train_config, p) for _ in range(2))
-    result = training.update(p, state, CONFIG, train_config, segment.tokens, segment.targets, past)
-    out = model.forward(q, CONFIG, segment.tokens, segment.targets, past, core=core)
+    result = training.update(p, state, config, train_config, segment.tokens, segment.targets, past)
+    out = model.forward(q, config, segment.tokens, segment.targets, past, core=core)
     g = model.backward(out.saved)
     optimizers.update(q, g, other, train_config)
     np.testing.assert_array_equal(p.vector, q.vector)

@@ -18,7 +18,8 @@ Stream = np.random.Generator
 class Pair(NamedTuple):
     """forward(*arguments) -> y; vjp(dy, *arguments) -> one gradient each; kinks, zeros as gradcheck.check_vjp has them.
 
-    tiled: the vjp of the same function with its attention in tiles, None where there is none.
+    tiled: the vjp of the same function with its attention in tiles, its adaptive softmax in chunks; None where there is
+    neither.
     """
 
     forward: Callable[..., Any]

@@ -53,12 +53,12 @@ class Outcome(NamedTuple):
 
 
 def pair_checks() -> dict[str, Check]:
-    """Every pair of the layers by name; those with an attention also in tiles."""
+    """Every pair of the layers by name; attentions also in tiles, the adaptive softmax also in chunks."""
     of_pairs, of_attentions = (
         {name.removeprefix("of_").replace("_", "-"): builder for name, builder in vars(module).items() if name[:3] == "of_"}
         for module in (pairs, attentions))
     checks = {name: Check(name, "pair", _of_pair(name, builder)) for name, builder in (of_pairs | of_attentions).items()}
-    return _and_in_tiles(checks, of_attentions)
+    return _and_in_tiles(checks, [*of_attentions, "adaptive-softmax"])
 
 
 def model_checks() -> dict[str, Check]:
@@ -68,7 +68,7 @@ def model_checks() -> dict[str, Check]:
 
 
 def _and_in_tiles(checks: Mapping[str, Check], names: Iterable[str]) -> dict[str, Check]:
-    """The checks, after each of these names the same with its attention in tiles."""
+    """The checks, after each of these names the same in tiles or chunks."""
     found = {}
     for name, check in checks.items():
         found[name] = check

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
-from refimpl.functions.basic import BASIC
+from refimpl.functions.basic import BASIC, of_adaptive_softmax
 from refimpl.functions.composed import composed
 from refimpl.functions.forms import Arrays, Function, Results, Settings
 
 FUNCTIONS = BASIC | composed("textbook")
-TILED = BASIC | composed("tiled")  # the same, attention in tiles where the arrays are real and NumPy's
+# the same, attention in tiles and adaptive softmax in chunks where the arrays are real and NumPy's
+TILED = BASIC | composed("tiled") | {"adaptive-softmax": of_adaptive_softmax("tiled")}
 
 __all__ = ["FUNCTIONS", "TILED", "Arrays", "Function", "Results", "Settings", "evaluate"]
 

@@ -1,7 +1,9 @@
 """The functions of layers/ below and beside the attention, by name."""
 
+from functools import partial
 from typing import Any
 
+from refimpl import variants
 from refimpl.arrays import array_module
 from refimpl.functions.forms import Arrays, Function, Results, Settings, number, numbered, simple
 from refimpl.layers import (
@@ -78,7 +80,7 @@ def _adaptive_input_backward(d: Arrays, saved: Any) -> Results:
     return number("tables", tables) | number("projections", projections)
 
 
-def _adaptive_softmax_forward(settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
+def _adaptive_softmax_forward(path: str, settings: Settings, inputs: Arrays) -> tuple[Results, Any]:
     """Biases that are not among the inputs are 0, a projection of the head that is not is the identity."""
     tables, hidden = numbered(inputs, "tables"), inputs["hidden"]
     xp = array_module(inputs)
@@ -87,16 +89,23 @@ def _adaptive_softmax_forward(settings: Settings, inputs: Arrays) -> tuple[Resul
     first = inputs.get("projections.0", xp.eye(hidden.shape[-1], dtype=hidden.dtype))
     cluster_bias = inputs.get("cluster_bias", xp.zeros(len(tables) - 1, hidden.dtype))
     weights = adaptive_softmax.Weights(tables, biases, [first, *projections], inputs["cluster_table"], cluster_bias)
-    loss, saved = adaptive_softmax.forward(hidden, inputs["targets"], weights, settings["cluster_order"])
-    return {"loss": loss}, (saved, set(inputs))
+    module = variants.softmax_core(variants.attention_core(path, *inputs.values()))
+    loss, saved = module.forward(hidden, inputs["targets"], weights, settings["cluster_order"])
+    return {"loss": loss}, (module, saved, set(inputs))
 
 
 def _adaptive_softmax_backward(d: Arrays, saved: Any) -> Results:
-    d_hidden, of_weights = adaptive_softmax.backward(d["loss"], saved[0])
+    module, of_module, inputs = saved
+    d_hidden, of_weights = module.backward(d["loss"], of_module)
     lists = number("tables", of_weights.tables) | number("biases", of_weights.biases)
     lists |= number("projections", of_weights.projections)
     ends = {"cluster_table": of_weights.cluster_table, "cluster_bias": of_weights.cluster_bias}
-    return {"hidden": d_hidden, **{name: array for name, array in (lists | ends).items() if name in saved[1]}}
+    return {"hidden": d_hidden, **{name: array for name, array in (lists | ends).items() if name in inputs}}
+
+
+def of_adaptive_softmax(path: str) -> Function:
+    """path: which softmax computes it, as variants.softmax_core has it."""
+    return Function(partial(_adaptive_softmax_forward, path), _adaptive_softmax_backward)
 
 
 BASIC = {
@@ -118,5 +127,5 @@ BASIC = {
     "masked-softmax": Function(_masked_softmax_forward, _masked_softmax_backward),
     "persistent-attention": Function(_persistent_forward, _persistent_backward),
     "adaptive-input": Function(_adaptive_input_forward, _adaptive_input_backward),
-    "adaptive-softmax": Function(_adaptive_softmax_forward, _adaptive_softmax_backward),
+    "adaptive-softmax": of_adaptive_softmax("textbook"),
 }

@@ -21,6 +21,11 @@ class Weights(NamedTuple):
     cluster_table: Array
     cluster_bias: Array
 
+    def arrays(self) -> list[Array]:
+        """All of them, cluster by cluster, the head's columns for clusters last."""
+        by_cluster = zip(self.tables, self.biases, self.projections, strict=True)
+        return [*(array for arrays in by_cluster for array in arrays), self.cluster_table, self.cluster_bias]
+
 
 class Part(NamedTuple):
     """One softmax, of the head or of a tail: the rows of hidden states it scored, and what its three steps saved."""

@@ -27,7 +27,7 @@ KINDS = {
     "test_evaluation_generation": VALUE, "test_model": VALUE, "test_training": TRAJECTORY, "test_continuation": PROPERTY,
     "test_properties_attention": PROPERTY, "test_properties_output": PROPERTY, "test_properties_model": PROPERTY,
     "test_properties_arrays": PROPERTY, "test_properties_device": PROPERTY, "test_scalar_gradients": SCALAR,
-    "test_tiled_attention": VALUE, "test_masks": VALUE,
+    "test_tiled_attention": VALUE, "test_fused_softmax": VALUE, "test_masks": VALUE,
     "test_model_gradients": GRADIENT, "test_checks": GRADIENT,
 }
 
