@@ -176,9 +176,9 @@ METHODS = ("reshape", "transpose", "swapaxes", "sum", "mean", "max", "min", "any
 ATTRIBUTES = ("shape", "ndim", "size", "dtype", "strides")
 VIEWS = ("T", "real", "imag")
 FUNCTIONS = (
-    "arange", "ascontiguousarray", "broadcast_to", "concatenate", "cos", "divide", "empty", "exp", "full", "full_like",
-    "isfinite", "log", "maximum", "minimum", "multiply", "ones", "result_type", "sin", "sqrt", "take_along_axis", "vdot",
-    "where", "zeros", "zeros_like",
+    "arange", "ascontiguousarray", "broadcast_to", "concatenate", "cos", "divide", "empty", "empty_like", "exp", "floor",
+    "full", "full_like", "isfinite", "log", "maximum", "minimum", "multiply", "ones", "result_type", "sin", "sqrt",
+    "take_along_axis", "vdot", "where", "zeros", "zeros_like",
 )
 WAITING = ("nonzero",)
 
