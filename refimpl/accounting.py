@@ -1,5 +1,6 @@
 """What a configuration will take, told before anything is allocated: parameters, bytes by purpose, tokens per update."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from refimpl.config import ModelConfig, TrainConfig
 from refimpl.layers.fused_softmax import CHUNKING
 from refimpl.layers.tiles import TILING
 from refimpl.optimizers import ACCUMULATORS
+from refimpl.variants import attention_path
 
 
 def describe(config: ModelConfig, train_config: TrainConfig) -> dict[str, Any]:
@@ -28,7 +30,8 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig) -> dict[str
     saved: what forward keeps for backward; scratch: the optimiser's two vectors and the temporary arrays of the largest
     step, once for each worker that runs at the same time.
     """
-    item = np.dtype(train_config.dtype).itemsize
+    path = attention_path(train_config.attention, config, train_config.batch, train_config.block)
+    train_config, item = replace(train_config, attention=path), np.dtype(train_config.dtype).itemsize
     vector = parameters.total(config) * item
     workers = min(train_config.batch, train_config.workers or available_cores())
     past = config.layers * train_config.batch * config.span * config.width * item

@@ -12,7 +12,7 @@ POSITIONS = ("relative", "transformer-xl", "sinusoid", "learned", "none")
 NORMS = ("post", "pre")
 CLUSTER_ORDERS = ("ascending", "reversed")
 OPTIMIZERS = ("sgd", "adagrad", "adam")
-ATTENTIONS = ("tiled", "textbook")
+ATTENTIONS = ("auto", "tiled", "textbook")
 VOCABULARIES = ("byte", "character", "word")
 TIES = ("first", "reversed")
 UNKNOWNS = ("error", "<unk>")
@@ -140,8 +140,8 @@ class TrainConfig:
     `clip`: largest gradient norm (0 = no clipping), of each tensor if clip_each, else of all together. The rate of update
     u = 1, 2, … is learning_rate · min(1, u / warm_up), times last_factor during the last `last_updates` of `updates`.
     `workers`: parts of a batch computed side by side (0 = one for each thread). `attention`: computed in tiles, or as the
-    equations read ("textbook"), the same function. Validation along the way scores the split's first `evaluate_tokens`
-    tokens (0 = all).
+    equations read ("textbook"), the same function; "auto" = whichever is faster. Validation along the way scores the split's
+    first `evaluate_tokens` tokens (0 = all).
     """
 
     optimizer: str = "adam"
@@ -159,7 +159,7 @@ class TrainConfig:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     dtype: str = "float32"
     workers: int = 1
-    attention: str = "tiled"
+    attention: str = "auto"
     log_every: int = 10
     evaluate_every: int = 0
     evaluate_tokens: int = 65536

@@ -11,7 +11,7 @@ from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import keep_masks
 from refimpl.parameters import Parameters
-from refimpl.variants import attention_core
+from refimpl.variants import attention_core, attention_path
 
 Part = TypeVar("Part")
 
@@ -95,7 +95,7 @@ def _on_rows(
     targets: Array, past: Array, number: int, rows: slice,
 ) -> Part:
     masks = keep_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, rows.start)
-    core = attention_core(train_config.attention, p.vector)
+    core = attention_core(attention_path(train_config.attention, config, *tokens.shape), p.vector)
     return function(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
 
 
@@ -116,7 +116,7 @@ def check_finite(p: Parameters, config: ModelConfig, result: Result) -> None:
     update() looks at the loss before its step; before a checkpoint is written the step must have been a good one.
     """
     with quiet():
-        core = attention_core("tiled", p.vector)
+        core = attention_core(attention_path("auto", config, *result.tokens.shape), p.vector)
         out = model.forward(p, config, result.tokens, result.targets, result.past, core=core)
         if not (module_of(p.vector).isfinite(out.loss) and module_of(p.vector).isfinite(p.vector).all()):
             raise NonFiniteError(f"after the last update: loss {float(out.loss)}; first tensor that is not finite: "

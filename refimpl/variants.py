@@ -23,6 +23,20 @@ from refimpl.layers import (
 # where they are others than attention.py and feed_forward.py
 ATTENTIONS = {"attention-split": split_attention, "single-head": split_attention, "head-split": head_split}
 FEED_FORWARDS = {"ff-attention": ff_attention}
+WORTH_TILES = 1 << 16  # logits of one head and text, measured: with half as many the textbook is faster, with twice slower
+KEPT_AT_MOST = 1 << 23  # logits of all layers: the textbook keeps about ten such arrays, 320 MB in float32
+
+
+def attention_path(name: str, config: ModelConfig, batch: int, block: int) -> str:
+    """"tiled" or "textbook"; for "auto" whichever takes less time: where a head has little to do, tiles are all bookkeeping.
+
+    With an adaptive softmax it is always the tiled one, whose chunks go with it.
+    """
+    if name != "auto":
+        return name
+    each = block * (config.span + config.memory)
+    small = each < WORTH_TILES and config.layers * batch * config.heads * each < KEPT_AT_MOST
+    return "textbook" if small and not config.cutoffs else "tiled"
 
 
 def attention_core(name: str, *arrays: Array) -> ModuleType:

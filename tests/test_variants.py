@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refimpl import generation, model, parameters
+from refimpl import generation, model, parameters, variants
 from refimpl.config import POSITIONS, VARIANTS, ModelConfig
 from refimpl.errors import InputError
 from refimpl.layers import (
@@ -291,3 +291,21 @@ def test_memory_of_another_shape_is_refused():
         split_attention.forward(arguments._replace(memory_keys=None), attention.Options(4, 2))
     with pytest.raises(InputError, match="keep and keep_memory"):
         attention.forward(arguments, attention.Options(4, 2), np.ones((2, 3, 3, 4), bool))
+
+
+@pytest.mark.parametrize(("form", "batch", "block", "expected"), [
+    ({"span": 64, "memory": 64, "heads": 4, "layers": 3}, 16, 64, "textbook"),
+    ({"span": 1023, "memory": 1024}, 1, 32, "textbook"), ({"span": 1024, "memory": 1024}, 1, 32, "tiled"),
+    ({"span": 2047, "memory": 0, "feed_forward": 9}, 1, 32, "textbook"), ({"span": 1024, "memory": 1024}, 1, 31, "textbook"),
+    ({"span": 64, "memory": 64, "heads": 4, "layers": 2}, 127, 64, "textbook"),
+    ({"span": 64, "memory": 64, "heads": 4, "layers": 2}, 128, 64, "tiled"),
+    ({"span": 64, "memory": 64, "heads": 4, "layers": 4}, 64, 64, "tiled"),
+    ({"span": 64, "memory": 64, "heads": 8, "layers": 2}, 64, 64, "tiled"),
+    ({"span": 64, "memory": 64, "cutoffs": (100,)}, 16, 64, "tiled"),
+])
+def test_where_tiles_are_worth_it(form, batch, block, expected):
+    """Below 2^16 logits for each head and text, 2^23 in all layers, without an adaptive softmax: the textbook."""
+    config = ModelConfig(vocabulary=205, **{"width": 128, "heads": 1, "layers": 1, **form})
+    assert variants.attention_path("auto", config, batch, block) == expected
+    for name in ("tiled", "textbook"):
+        assert variants.attention_path(name, config, batch, block) == name
