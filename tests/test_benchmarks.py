@@ -9,8 +9,10 @@ from pathlib import Path
 
 import measure
 import numpy as np
+import profile_update
 import pytest
 import scaling
+import update
 from allocations import sizes_allocated
 from contender import Contender
 
@@ -57,6 +59,36 @@ def test_memory_is_told(tmp_path):
         assert all(told["peak"] >= told["before"] > 0 for told in row["memory"].values())
         assert row["large_allocations"] == {"count": 0, "bytes": 0}  # the small model has no array of 1 MB
     assert growth["growth"]["live"] < 20_000  # fewer than 100 bytes for each of 200 updates
+
+
+def test_parts_of_an_update_are_told(tmp_path):
+    end = run(FOLDER, "profile_update.py", "--json", str(tmp_path / "figures.json"))
+    assert end.returncode == 0, end.stderr
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [row["case"] for row in rows] == ["spans at 0", "spans full"]
+    for row in rows:
+        assert all(seconds > 0 for seconds in row["parts"].values())
+        assert sum(row["parts"].values()) < 2.1 * row["seconds"]  # no time of two threads is counted twice
+        assert set(row["rates"]) == {"large products", "products of a tile", "exp", "copying"}
+
+
+def test_a_parts_own_time_is_without_that_of_others(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr(profile_update.time, "thread_time", lambda: next(now))
+    clock = profile_update.Clock()
+    inner = clock.timed("inner", lambda: None)
+    clock.timed("outer", lambda: (inner(), inner()))()
+    assert clock.seconds == {"inner": 2, "outer": 3}  # of 0 … 5 the outer one's are 0-1, 2-3 and 4-5
+
+
+def test_operations_by_hand():
+    """B T = 6 queries, E = 4, N = 3, two heads of 3 and 5 positions; D = 8, V = 7, a past of 5 for each of 2 texts."""
+    config = update.ModelConfig(vocabulary=7, width=8, heads=2, layers=1, span=9, memory=3)
+    train = update.TrainConfig(batch=2, block=3)
+    assert profile_update.operations(config, train, [[3, 5]]) == {
+        "attention, forward": 2 * 6 * 4 * (3 * 8 + 2 * 6), "attention, backward": 2 * 6 * 4 * (8 * 8 + 5 * 6),
+        "projections": 2 * 8 * 8 * (2 * (6 + 6 + 16 + 16) + 4 * 6) + 3 * 2 * 6 * 8 * 7,
+    }
 
 
 def test_exponents_are_told(tmp_path):
