@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.layers import dropout, embedding, feed_forward, layer_norm, linear, positions, softmax_loss, span
+from refimpl.layers import (
+    dropout,
+    embedding,
+    feed_forward,
+    layer_norm,
+    linear,
+    multi_head,
+    positions,
+    softmax_loss,
+    span,
+)
 
 SEEDS = range(3)
 
@@ -122,6 +132,16 @@ def test_relative_positions_gradient(check_pair, seed):
         lambda dy, *a: positions.relative_backward(dy, positions.relative_forward(*a)[1]),
         [normal(seed, 2, 3, 2, 4), normal(seed + 1, 5, 4)], seed,
     )
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_a_projections_gradient_from_a_position_on(first):
+    """dx of rows that nobody reads is not computed; dW is that of all rows."""
+    x, weight, d_heads = normal(0, 2, 5, 6), normal(1, 4, 6), normal(2, 2, 5, 2, 2)
+    _, saved = multi_head.project(x, weight, 2)
+    d_x, d_weight = multi_head.project_backward(d_heads, saved, first)
+    np.testing.assert_allclose(d_x, np.einsum("bto,oi->bti", d_heads.reshape(2, 5, 4), weight)[:, first:], rtol=1e-13)
+    np.testing.assert_allclose(d_weight, np.einsum("bto,bti->oi", d_heads.reshape(2, 5, 4), x), rtol=1e-13, atol=1e-14)
 
 
 def test_span_mask_by_hand():

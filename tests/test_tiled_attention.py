@@ -256,6 +256,14 @@ def test_what_does_not_fit_is_named(change, message):
         tiled_attention.forward(FULL.arguments()._replace(**change), FULL.options)
 
 
+def test_an_array_on_a_device_is_named():
+    class Elsewhere:
+        __module__, dtype = "cupy", np.dtype("float32")
+
+    with pytest.raises(InputError, match="rho: expected a real NumPy array for attention in tiles, got Elsewhere"):
+        tiled_attention.attend(FULL.arguments()._replace(rho=Elsewhere()), FULL.options)
+
+
 def test_masks_of_half_the_slots_and_a_first_query_that_sees_nothing_are_errors():
     keep, keep_memory = FULL.keep()
     for masks in ((keep, None), (None, keep_memory)):
