@@ -6,6 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from refimpl.arrays import random_stream
+from refimpl.config import ModelConfig
+from refimpl.inputs import keep_masks
 from refimpl.layers import dropout
 from refimpl.masks import SKIPPED, TOGETHER, Mask, drawn
 
@@ -19,6 +21,12 @@ def mask(shape=SHAPE, rate=0.3, rows=2):
 
 def plain(shape, rate=0.3, row=0):
     return random_stream(9, "dropout a.b", 4, 6 + row).random(shape, "float32") >= rate
+
+
+def test_an_updates_masks_begin_with_the_batchs_first_row():
+    config = ModelConfig(vocabulary=5, width=4, heads=2, layers=1, span=3, memory=2, dropout=0.3, embedding_dropout=0.2)
+    assert keep_masks(config, 3, 4, 7, 2) == keep_masks(config, 3, 4, 7, 2, first_row=0)
+    assert {mask.first_row for mask in keep_masks(config, 3, 4, 7, 2).values()} == {0}
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e-8, 0.1, 0.25, 0.3, 0.5, 1 / 3, 0.9, 1 - 2**-24])

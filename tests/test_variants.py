@@ -19,6 +19,7 @@ from refimpl.layers import (
     positions,
     softmax,
     split_attention,
+    tiled_attention,
 )
 
 CONFIG = ModelConfig(vocabulary=11, width=8, heads=2, layers=2, span=6, span_ramp=3, memory=3)
@@ -309,3 +310,17 @@ def test_where_tiles_are_worth_it(form, batch, block, expected):
     assert variants.attention_path("auto", config, batch, block) == expected
     for name in ("tiled", "textbook"):
         assert variants.attention_path(name, config, batch, block) == name
+
+
+class Elsewhere:
+    """What tells a GPU's array."""
+
+    __module__, dtype = "cupy", np.dtype("float64")
+
+
+def test_tiles_are_for_real_numpy_arrays_all_of_them():
+    real, imaginary = np.zeros(1), np.zeros(1, complex)
+    assert variants.attention_core("tiled", real, real) is tiled_attention
+    for arrays in ((real, imaginary), (imaginary, real), (Elsewhere(),), (real, Elsewhere())):
+        assert variants.attention_core("tiled", *arrays) is attention
+    assert variants.attention_core("textbook", real) is attention

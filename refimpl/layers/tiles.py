@@ -97,7 +97,7 @@ def block(name: str, cut: Cut, tiles: int, slots: int, dtype: Any) -> Block:
     """This thread's block of that name; contents undefined."""
     whole = scratch(name, (tiles * cut.rows, cut.width + slots), dtype)
     context = whole.reshape(tiles, cut.rows, -1)[..., : cut.width]
-    band = diagonals(context[..., : cut.size + cut.rows - 1], cut.size)[..., ::-1]
+    band = diagonals(context, cut.size)[..., ::-1]
     return Block(whole, context, band, whole[:, cut.width :])
 
 
