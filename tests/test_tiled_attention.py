@@ -370,3 +370,19 @@ def test_a_past_that_no_head_reaches_is_left_out(form, needed):
         moved[layer, :, : 92 - count] = 1e3
         same, same_gradient = computed(attention, moved)
         assert_close({"loss": same.token_loss, "g": same_gradient}, {"loss": expected.token_loss, "g": of_textbook})
+
+
+@pytest.mark.parametrize(("start", "length"), [
+    (-2, 6), (-2, 2), (-3, 4), (-4, 1), (0, 4), (0, 5), (0, 7), (3, 9), (3, 8), (3, 5),
+])
+def test_rows_are_padded_with_0_whatever_the_memory_held(start, length):
+    rows = np.random.default_rng(0).standard_normal((5, 2))
+    tiles.scratch("rows", (length, 2), rows.dtype)[...] = np.nan
+    expected = np.zeros((length, 2))
+    for number, row in enumerate(rows, start):
+        if 0 <= number < length:
+            expected[number] = row
+    np.testing.assert_array_equal(tiles.padded("rows", rows, length, start), expected)
+    back = np.full((5, 2), np.nan)
+    tiles.unpad(expected, start, back)
+    np.testing.assert_array_equal(back, [row if 0 <= number < length else [0, 0] for number, row in enumerate(rows, start)])
