@@ -304,6 +304,7 @@ def test_memory_of_another_shape_is_refused():
     ({"span": 64, "memory": 64, "heads": 4, "layers": 2}, 128, 64, "tiled"),
     ({"span": 64, "memory": 64, "heads": 4, "layers": 4}, 64, 64, "tiled"),
     ({"span": 64, "memory": 64, "heads": 8, "layers": 2}, 64, 64, "tiled"),
+    ({"span": 3345, "memory": 1024}, 1, 15, "textbook"), ({"span": 16, "memory": 31}, 178481, 1, "textbook"),
     ({"span": 64, "memory": 64, "cutoffs": (100,)}, 16, 64, "tiled"),
 ])
 def test_where_tiles_are_worth_it(form, batch, block, expected):
