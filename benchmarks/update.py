@@ -24,6 +24,7 @@ from refimpl import model, optimizers, parameters, training
 from refimpl.arena import Arena
 from refimpl.arrays import limit_threads
 from refimpl.config import ModelConfig, TrainConfig
+from refimpl.layers import span
 
 MODEL = ModelConfig(vocabulary=256, width=512, heads=8, layers=2, span=1024, memory=1024, span_penalty=5e-7,
                     normalizer_epsilon=1e-8)
@@ -68,7 +69,7 @@ def draw(settings: Mapping[str, Any]) -> Case:
 
 def sizes_of(config: ModelConfig, p: Mapping[str, Any]) -> tuple[int, ...]:
     """How many positions of its past each layer needs."""
-    reach = (config.span * float(p[f"layers.{layer}.attention.span"].max()) + config.span_ramp
+    reach = (float(span.reach(p[f"layers.{layer}.attention.span"], config.span, config.span_ramp).max())
              for layer in range(config.layers))
     return tuple(min(config.span, math.ceil(positions / 64) * 64) for positions in reach)
 

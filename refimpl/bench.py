@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from refimpl import model, optimizers, parameters, training
+from refimpl.arena import Arena
 from refimpl.arrays import Array, available_cores, map_in_threads, quiet, random_stream
 from refimpl.computing import computing
 from refimpl.config import ModelConfig, TrainConfig
@@ -70,7 +71,7 @@ def _training(config: ModelConfig, train_config: TrainConfig) -> dict[str, Calla
     batch, block = train_config.batch, train_config.block
     tokens, targets = stream.integers(0, config.vocabulary, (2, batch, block))
     past = stream.standard_normal((config.layers, batch, config.span, config.width), "float32").astype(train_config.dtype)
-    kept: dict[int, Any] = {}  # by the first row of a worker's part
+    arena, kept = Arena(), dict[int, Any]()  # kept: by the first row of a worker's part
 
     def score(rows: slice) -> None:
         kept[rows.start] = training.score(p, config, train_config, tokens, targets, past, 1, rows).saved
@@ -78,11 +79,15 @@ def _training(config: ModelConfig, train_config: TrainConfig) -> dict[str, Calla
     def differentiate(rows: slice) -> None:
         kept[rows.start] = model.backward(kept[rows.start])
 
+    def update() -> None:
+        with arena:
+            training.update(p, state, config, train_config, tokens, targets, past)
+
     turns: dict[str, Callable[[], object]] = {
         "forward": lambda: training.in_parts(score, batch, train_config.workers),
         "backward": lambda: training.in_parts(differentiate, batch, train_config.workers),
         "optimizer": lambda: optimizers.update(p, kept[0], state, train_config),
-        "update": lambda: training.update(p, state, config, train_config, tokens, targets, past),
+        "update": update,
     }
     return {name: partial(_seconds, turn) for name, turn in turns.items()}
 

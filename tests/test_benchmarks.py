@@ -61,6 +61,21 @@ def test_memory_is_told(tmp_path):
     assert growth["growth"]["live"] < 20_000  # fewer than 100 bytes for each of 200 updates
 
 
+def test_both_paths_of_small_models_are_timed(tmp_path):
+    end = run(FOLDER, "small_models.py", "--repeats", "1", "--json", str(tmp_path / "figures.json"))
+    assert end.returncode == 0, end.stderr
+    (row,) = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert list(row["times"]) == ["textbook", "tiled", "torch eager"]
+    assert all(error < 1e-3 for error in row["largest_errors"].values())
+
+
+def test_the_peers_are_given_the_positions_that_a_head_needs():
+    """z + R = 64 is the ramp's end, whose weight is 0 but not its slope: 65 positions, in whole multiples of 64."""
+    config = update.ModelConfig(vocabulary=7, width=8, heads=2, layers=2, span=256, memory=3)
+    p = {f"layers.{layer}.attention.span": np.array(spans) for layer, spans in enumerate([[0.0, 0.125], [0.124, 1.0]])}
+    assert update.sizes_of(config, p) == (128, 256)
+
+
 def test_parts_of_an_update_are_told(tmp_path):
     end = run(FOLDER, "profile_update.py", "--json", str(tmp_path / "figures.json"))
     assert end.returncode == 0, end.stderr
