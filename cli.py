@@ -1,18 +1,26 @@
 """The `refimpl` command: parse, call, print. No computation."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from refimpl import __version__, exits
 from refimpl.checks.commands import gradcheck
+from refimpl.datasets.commands import data
 from refimpl.errors import InputError
 from refimpl.exits import debug_option
 from refimpl.golden.commands import golden
-from refimpl.starts import kernels_option, store_folder, threads_option, use_kernels, use_threads
+from refimpl.starts import (
+    as_json,
+    computing_options,
+    data_options,
+    kernels_option,
+    store_folder,
+    store_option,
+    use_kernels,
+    use_threads,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,28 +41,6 @@ def commands() -> None:
     refimpl generate runs/mine --prompt "The "     text from the model
     refimpl golden verify --adapter mine:adapter   hold an implementation to the golden vectors
     """
-
-
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-as_json = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."), debug_option,
-)
-store_option = click.option("--store", type=click.Path(path_type=Path), default=None, envvar="REFIMPL_STORE",
-                            help="Where encoded texts are kept.  [default: the user's cache folder]")
-data_options = _options(
-    click.option("--data", "data_path", help="A text file, a folder with train, valid and test files, or `sample`."),
-    click.option("--vocabulary", type=click.Choice(["byte", "character", "word"]), help="What a token is."),
-    store_option,
-)
-computing_options = _options(kernels_option, threads_option)
 
 
 @commands.command()
@@ -158,29 +144,6 @@ def generate(
     console.write_passages(passages.prompts, passages.pieces, length, str(passages.saved.path), as_json)
 
 
-@commands.group()
-def data() -> None:
-    """Texts: what they hold and how they are read."""
-
-
-@data.command("info")
-@click.argument("path", default="sample")
-@click.option("--vocabulary", type=click.Choice(["byte", "character", "word"]), default="byte", show_default=True)
-@click.option("--set", "assignments", multiple=True, metavar="data.KEY=VALUE", help="Override one setting; repeatable.")
-@store_option
-@as_json
-def data_info(path: str, vocabulary: str, assignments: tuple[str, ...], store: Path | None, as_json: bool) -> None:
-    """Tokens, vocabulary and hash of a text: a file, a folder with train, valid and test files, or `sample`.
-
-    \b
-    refimpl data info my.txt --vocabulary word --set 'data.unknown=<unk>'
-    """
-    from refimpl import console, results
-
-    result = results.describe_text(path, vocabulary, assignments, store_folder(store))
-    console.show(result, console.corpus_text(result), as_json)
-
-
 @commands.command()
 @click.option("--preset", help="Settings that come with refimpl; `refimpl info` lists them.  [default: laptop]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
@@ -222,6 +185,7 @@ def info(kernels: str, store: Path | None, as_json: bool) -> None:
                                    for name, value in result.items()), as_json)
 
 
+commands.add_command(data)
 commands.add_command(golden)
 commands.add_command(gradcheck)
 

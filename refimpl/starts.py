@@ -1,12 +1,14 @@
-"""How a command that computes starts: the BLAS kernels and the threads that it was asked to use."""
+"""The options that commands share, and how one that computes starts: with the kernels and threads asked for."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from refimpl import console
-from refimpl.exits import Session
+from refimpl.exits import Session, debug_option
 
 kernels_option = click.option(
     "--blas-kernels", "kernels", default="auto", show_default=True, metavar="auto|default|NAME",
@@ -14,6 +16,30 @@ kernels_option = click.option(
     help="OpenBLAS's kernels: the fastest by a measurement that is remembered, its own choice, or these.")
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Threads of BLAS and workers.  [default: the cores that may be used]")
+store_option = click.option("--store", type=click.Path(path_type=Path), default=None, envvar="REFIMPL_STORE",
+                            help="Where encoded texts are kept.  [default: the user's cache folder]")
+
+
+def options(*wanted: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in the order in which help shows them."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(wanted):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+as_json = options(
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."), debug_option,
+)
+data_options = options(
+    click.option("--data", "data_path", help="A text file, a folder with train, valid and test files, or `sample`."),
+    click.option("--vocabulary", type=click.Choice(["byte", "character", "word"]), help="What a token is."),
+    store_option,
+)
+computing_options = options(kernels_option, threads_option)
 
 
 def store_folder(given: Path | None = None) -> Path:
