@@ -81,6 +81,18 @@ class Lent(np.ndarray[Any, Any]):
         ufunc(*given, out=np.asarray(result))
         return result
 
+    def reshape(self, *shape: Any) -> Any:  # type: ignore[override]  # of NumPy's forms the one that the pairs use
+        """The view, or the copy in the arena where strides allow none."""
+        arena = _current.get()
+        if arena is None or self.flags.c_contiguous or self.nbytes < SMALLEST:
+            return super().reshape(*shape)
+        try:
+            return super().reshape(*shape, copy=False)
+        except ValueError:  # NumPy's way to say that it needs a copy
+            result = arena.empty(self.shape, self.dtype)
+            np.copyto(np.asarray(result), np.asarray(self))
+            return result.reshape(*shape)
+
     def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """Those that make new arrays make them in the arena; all others are NumPy's own."""
         arena = _current.get()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from allocations import sizes_allocated
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -83,6 +84,36 @@ def test_the_second_update_needs_no_new_memory(monkeypatch):
         counts.append(len([shape for shape, dtype in made if dtype is np.uint8]))
     assert counts[0] > 20
     assert counts[2:] == [0, 0]  # the second keeps the first one's past, which is the second's own
+
+
+def test_later_updates_leave_numpy_little_to_allocate():
+    """Told by NumPy's own memory handler, whoever asks it: only the embedded tokens are left."""
+    config, train = replace(CONFIG, span_initial=1.0), replace(TRAIN, workers=1, attention="tiled")
+    past = np.zeros((2, 4, 150, 64), "float32")
+    p, kept = parameters.initialize(config, 0, "float32"), Arena()
+    state, tokens, counts = optimizers.initialize(train, p), np.random.default_rng(0).integers(0, 40, (4, 301)), []
+    for _ in range(4):
+        with sizes_allocated() as sizes, kept:
+            past = training.update(p, state, config, train, tokens[:, :-1], tokens[:, 1:], past).past
+        counts.append(sum(size > arena.SMALLEST for size in sizes))
+    assert counts[0] > 30
+    assert counts[2:] == [1, 1]
+
+
+def test_a_reshape_that_copies_does_so_in_the_arena():
+    kept, x = Arena(), lent(numbers(1000, 200))
+    with kept:
+        view = x.reshape(200, 1000)
+        assert np.shares_memory(view, x)
+        assert np.shares_memory(x[:, 100:].reshape(10, 100, 100), x)
+        assert not blocks(kept)
+        copy = x[:, 100:].reshape(-1)
+        assert isinstance(copy, Lent)
+        assert not np.shares_memory(copy, x)
+        del copy
+        assert sum(blocks(kept).values()) == 1
+        with pytest.raises(ValueError, match="cannot reshape"):
+            x[:, 100:].reshape(7, -1)
 
 
 def test_a_block_comes_back_with_the_last_view_of_its_array():
@@ -191,7 +222,10 @@ OPERATIONS = {
     "empty order": lambda x, y: np.empty_like(x.T, order="K") * 0, "vecdot": lambda x, y: np.vecdot(x, y),
     "clip": lambda x, y: x.clip(0, 1), "at": lambda x, y: (np.add.at(x, [0, 1, 1], y[:3]), x)[1],
     "another dtype": lambda x, y: x * y.astype("float32"), "integers": lambda x, y: np.zeros_like(x, np.int64) + 1,
-    "complex": lambda x, y: x * 1j,
+    "complex": lambda x, y: x * 1j, "reshaped part": lambda x, y: x[:, 2:].reshape(-1),
+    "reshaped turn": lambda x, y: x.T.reshape(-1, 2), "reshaped by a tuple": lambda x, y: x[:, ::2].reshape((2, -1)),
+    "reshaped view": lambda x, y: x[10:].reshape(-1, 2, x.shape[1]),
+    "reshaped view of a part": lambda x, y: x[:, 2:].reshape(2, -1, x.shape[1] - 2),
 }
 
 
