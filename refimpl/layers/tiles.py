@@ -24,7 +24,7 @@ class Tiling(NamedTuple):
     """
 
     rows: int = 128
-    elements: int = 600_000
+    elements: int = 1_200_000
     workers: int = 0
     tasks: int = 16
 
