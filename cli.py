@@ -13,6 +13,7 @@ from refimpl.exits import debug_option
 from refimpl.golden.commands import golden
 from refimpl.starts import (
     as_json,
+    checkpoint_option,
     computing_options,
     data_options,
     kernels_option,
@@ -50,14 +51,17 @@ def commands() -> None:
 @click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/PRESET]")
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
-@click.option("--time-limit", type=click.FloatRange(0, min_open=True), help="Stop after so many seconds, with a checkpoint.")
+@click.option("--time-limit", type=click.FloatRange(0, min_open=True),
+              help="Stop after so many seconds, with a checkpoint; exit code 75 says that --resume has more to do.")
+@click.option("--on-nonfinite", type=click.Choice(["stop", "skip"]),
+              help="Whether an update that is not finite ends the run, or changes nothing.  [default: stop]")
 @click.option("--dry-run", is_flag=True, help="Print parameters, memory and tokens per update; train nothing.")
 @computing_options
 @as_json
 def train(
     preset: str | None, config_file: Path | None, data_path: str | None, vocabulary: str | None, store: Path | None,
-    assignments: tuple[str, ...], out: Path | None, resume: bool, time_limit: float | None, dry_run: bool, kernels: str,
-    threads: int | None, as_json: bool,
+    assignments: tuple[str, ...], out: Path | None, resume: bool, time_limit: float | None, on_nonfinite: str | None,
+    dry_run: bool, kernels: str, threads: int | None, as_json: bool,
 ) -> None:
     """Train a model; Ctrl-C stops with a checkpoint.
 
@@ -70,6 +74,8 @@ def train(
         use_kernels(kernels, store)
     from refimpl import console, jobs, terminal
 
+    if on_nonfinite:
+        assignments = (*assignments, f"train.on_nonfinite={on_nonfinite}")
     request = jobs.Request(preset, config_file, data_path, vocabulary, assignments, out, store_folder(store))
     use_threads(threads)
     if dry_run:
@@ -93,23 +99,25 @@ def train(
 @click.option("--streams", type=click.IntRange(1), default=8, show_default=True, help="Rows that the text is cut into.")
 @click.option("--protocol", type=click.Choice(["every-token", "published"]), default="every-token", show_default=True,
               help="Score every token once, or drop the tail and average block means as the published code does.")
+@checkpoint_option
 @click.option("--yardsticks", is_flag=True, help="Print the same text's score under count models of order 1, 2 and 4 too.")
 @computing_options
 @as_json
 def evaluate(
     run: Path, data_path: str | None, store: Path | None, split: str, block: int | None, streams: int, protocol: str,
-    yardsticks: bool, kernels: str, threads: int | None, as_json: bool,
+    which: str, yardsticks: bool, kernels: str, threads: int | None, as_json: bool,
 ) -> None:
-    """Score a split of the text with a run's newest checkpoint.
+    """Score a split of the text with a run's newest checkpoint, or another one.
 
     \b
-    refimpl eval runs/mine --split test --yardsticks
+    refimpl eval runs/mine --split test --checkpoint best --yardsticks
     """
     use_kernels(kernels, store)
     use_threads(threads)
     from refimpl import console, results
 
-    result = results.evaluate_run(run, data_path, store_folder(store), split, block, streams, protocol, yardsticks)
+    result = results.evaluate_run(run, data_path, store_folder(store), split, block, streams, protocol, yardsticks,
+                                  which)
     _tell_passed_over(result["passed_over"], result["checkpoint"])
     console.show(result, console.evaluation_text(result), as_json)
 
@@ -122,11 +130,12 @@ def evaluate(
 @click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-k", type=click.IntRange(0), default=0, help="Draw from the k likeliest tokens only.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@checkpoint_option
 @computing_options
 @as_json
 def generate(
     run: Path, given: tuple[str, ...], prompts_file: Path | None, length: int, temperature: float, top_k: int, seed: int,
-    kernels: str, threads: int | None, as_json: bool,
+    which: str, kernels: str, threads: int | None, as_json: bool,
 ) -> None:
     """Write text with a run's model. Of several prompts, number i goes on as it would alone with a seed higher by i.
 
@@ -139,7 +148,7 @@ def generate(
     from refimpl import console, results
 
     prompts = results.read_prompts(given, prompts_file)
-    passages = results.generate(run, prompts, length, temperature, top_k, seed)
+    passages = results.generate(run, prompts, length, temperature, top_k, seed, which)
     _tell_passed_over(passages.saved.passed_over, str(passages.saved.path))
     console.write_passages(passages.prompts, passages.pieces, length, str(passages.saved.path), as_json)
 

@@ -28,7 +28,7 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig) -> dict[str
     """Bytes at the peak of an update, at the full past.
 
     saved: what forward keeps for backward; scratch: the optimiser's two vectors and the temporary arrays of the largest
-    step, once for each worker that runs at the same time.
+    step, once for each worker that runs at the same time; checkpoint: the copy that is written while training goes on.
     """
     path = attention_path(train_config.attention, config, train_config.batch, train_config.block)
     train_config, item = replace(train_config, attention=path), np.dtype(train_config.dtype).itemsize
@@ -49,6 +49,7 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig) -> dict[str
         "optimizer": vector * accumulators,
         "past": 2 * past,
         "saved": (config.layers * _saved_by_layer(config, train_config) + (0 if in_chunks else scored)) * item,
+        "checkpoint": vector * (1 + accumulators) if train_config.checkpoint_every or train_config.evaluate_every else 0,
         "scratch": 2 * vector + max(4 * weights + _tiles(train_config) * item, output * item),
     }
 

@@ -13,6 +13,7 @@ NORMS = ("post", "pre")
 CLUSTER_ORDERS = ("ascending", "reversed")
 OPTIMIZERS = ("sgd", "adagrad", "adam")
 ATTENTIONS = ("auto", "tiled", "textbook")
+NONFINITES = ("stop", "skip")
 VOCABULARIES = ("byte", "character", "word")
 TIES = ("first", "reversed")
 UNKNOWNS = ("error", "<unk>")
@@ -141,7 +142,8 @@ class TrainConfig:
     u = 1, 2, … is learning_rate · min(1, u / warm_up), times last_factor during the last `last_updates` of `updates`.
     `workers`: parts of a batch computed side by side (0 = one for each thread). `attention`: computed in tiles, or as the
     equations read ("textbook"), the same function; "auto" = whichever is faster. Validation along the way scores the split's
-    first `evaluate_tokens` tokens (0 = all).
+    first `evaluate_tokens` tokens (0 = all). `on_nonfinite`: an update whose loss or gradient is not finite ends the run
+    ("stop") or changes nothing ("skip").
     """
 
     optimizer: str = "adam"
@@ -165,6 +167,7 @@ class TrainConfig:
     evaluate_tokens: int = 65536
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
+    on_nonfinite: str = "stop"
 
     def __post_init__(self) -> None:
         if isinstance(self.adam_betas, Sequence):
@@ -185,6 +188,7 @@ class TrainConfig:
         one_of(self, "train", "optimizer", OPTIMIZERS)
         one_of(self, "train", "attention", ATTENTIONS)
         one_of(self, "train", "dtype", DTYPES)
+        one_of(self, "train", "on_nonfinite", NONFINITES)
 
 
 @dataclass(frozen=True)

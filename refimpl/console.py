@@ -109,11 +109,15 @@ def progress_text(record: Mapping[str, Any], unit: str) -> str:
     """A training record as one line; unit: what a token is."""
     if "valid_bits" in record:
         return f"update {record['update']:>6}  validation {record['valid_bits']:.3f} bits per {unit}"
+    if "not_finite" in record:
+        return f"update {record['update']:>6}  skipped, {record['skipped']} so far: {record['not_finite']}"
     parts = [f"update {record['update']:>6}/{record['updates']}", f"loss {record['loss']:.4f}",
              f"{record['bits']:.3f} bits per {unit}", f"{record['tokens_per_second']:,.0f} tokens/s",
              f"rate {record['learning_rate']:.2g}"]
     if "span_mean" in record:
         parts.append(f"span {record['span_mean']:.1f} mean, {record['span_max']:.1f} largest")
+    if "skipped" in record:
+        parts.append(f"{record['skipped']} skipped")
     return "  ".join([*parts, f"{duration(record['seconds_left'])} left"])
 
 
@@ -164,11 +168,11 @@ class ProgressLine:
             self._live.__exit__(kind, error, trace)
 
     def show(self, record: Mapping[str, Any]) -> None:
-        """The next record; validation results stay on the terminal."""
+        """The next record; validation results and what was skipped stay on the terminal."""
         line = progress_text(record, self._unit)
         if self._live is None:
             note(line)
-        elif "valid_bits" in record:
+        elif "valid_bits" in record or "not_finite" in record:
             self._live.console.print(line, soft_wrap=True)
         else:
             from rich.text import Text

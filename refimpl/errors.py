@@ -9,5 +9,9 @@ class NonFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite; the message names the first such tensor. The command line exits with 1."""
 
 
+class OutsideError(Exception):
+    """Something that is not ours failed, a disk or a network: the same call may go through later. Exits with 3."""
+
+
 class CalledFailedError(Exception):
     """A function that is not ours, called to be checked, raised an error of its own."""

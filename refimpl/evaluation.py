@@ -1,7 +1,7 @@
 """How well a model predicts a text: mean loss per token, bits, perplexity."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from refimpl import model
@@ -12,6 +12,18 @@ from refimpl.inputs import initial_past
 from refimpl.parameters import Parameters
 from refimpl.training import Segment
 from refimpl.variants import attention_core, attention_path
+
+
+class StoppedError(Exception):
+    """An evaluation was given up before its end."""
+
+
+def until(stop: Callable[[], bool], blocks: Iterable[Segment]) -> Iterator[Segment]:
+    """The blocks; raises StoppedError before the next one once stop() says so."""
+    for block in blocks:
+        if stop():
+            raise StoppedError
+        yield block
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """What `train` was asked for becomes a run: settings, a text and a model brought together."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refimpl import accounting, checkpoint, runs, settings
+from refimpl import accounting, checkpoint, locks, runs, settings
 from refimpl.bench import bench as measure
 from refimpl.blas import this_machine
 from refimpl.config import DataConfig, TrainConfig
@@ -13,7 +14,8 @@ from refimpl.datasets.batches import Batches
 from refimpl.datasets.corpus import Corpus, open_corpus
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation
-from refimpl.results import run_data, score, unit_of
+from refimpl.results import run_data, score, unit_of, vocabulary_of
+from refimpl.running import Evaluate
 
 BYTES = 256
 
@@ -36,7 +38,7 @@ class Opened(NamedTuple):
 
     run: runs.Run
     unit: str
-    evaluate: Callable[[], Evaluation]
+    evaluate: Evaluate
 
 
 def dry_run(request: Request) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def open_run(request: Request, resume: bool) -> Opened:
     if asked not in (None, size):
         raise InputError(f"model.vocabulary: expected {size}, the size of the text's vocabulary, got {asked}")
     config = settings.model_config({**tables["model"], "vocabulary": size})
-    batches = Batches(corpus.train, train_config.batch, train_config.block, train_config.seed)
+    batches = _batches(corpus, train_config)
     _check_validation(corpus)
     run = runs.begin(folder, config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256)
     return _opened(run, corpus)
@@ -91,25 +93,60 @@ def _resumed(request: Request) -> Opened:
     folder = request.out or Path("runs") / _name(request)
     if (folder / checkpoint.MANIFEST).exists():
         raise InputError(f"{folder}: expected a run's folder to go on with, got a checkpoint's")
-    saved, data = checkpoint.load(folder), _absolute(run_data(folder, request.data_path))
+    with ExitStack() as held:
+        # first of all: what another process is writing is not to be read, and a folder that is no run not to be touched
+        is_run = (folder / "checkpoints").is_dir() or (folder / "config.toml").is_file()
+        unlocked = locks.hold(folder, held) if is_run else ""
+        opened = _gone_on_with(request, folder)
+        opened.run.held, opened.run.unlocked = held.pop_all(), unlocked
+        return opened
+
+
+def _gone_on_with(request: Request, folder: Path) -> Opened:
     given = _given(request) if request.preset or request.config_file else settings.override({}, request.assignments)
     if request.preset and not settings.override({}, request.assignments)["model"].get("vocabulary"):
         given["model"].pop("vocabulary", None)  # a preset's gives way to the text's
     if request.vocabulary:
         given["data"]["vocabulary"] = request.vocabulary
     given["data"].pop("path", None)  # the text may have moved: it is held to its SHA-256
-    runs.changed(saved, data, given)
-    corpus = open_corpus(data, request.store)
-    batches = Batches(corpus.train, saved.train_config.batch, saved.train_config.block, saved.train_config.seed)
+    if (folder / "config.toml").is_file() and not checkpoint.folders(folder):
+        saved, corpus, batches, data = _before_the_first_checkpoint(request, folder)
+        runs.changed(saved, data, given)
+    else:
+        saved = checkpoint.load(folder)
+        data = _absolute(run_data(folder, saved, request.data_path))
+        runs.changed(saved, data, given)
+        corpus = open_corpus(data, request.store, vocabulary_of(saved))
+        batches = _batches(corpus, saved.train_config)
     return _opened(runs.resume(folder, saved, given, data, batches, corpus.sha256), corpus)
+
+
+def _before_the_first_checkpoint(
+    request: Request, folder: Path
+) -> tuple[checkpoint.Checkpoint, Corpus, Batches, DataConfig]:
+    """The start of a run that ended early: its settings decide it."""
+    tables = settings.read(folder / "config.toml")
+    data = _absolute(DataConfig(**{**tables["data"], **({"path": request.data_path} if request.data_path else {})}))
+    corpus, config = open_corpus(data, request.store), settings.model_config(tables["model"])
+    if corpus.vocabulary.size != config.vocabulary:
+        raise InputError(f"{corpus.source}: expected a text of {config.vocabulary} symbols as in {folder / 'config.toml'}, "
+                         f"got {corpus.vocabulary.size}")
+    train_config = TrainConfig(**tables["train"])
+    batches = _batches(corpus, train_config)
+    saved = runs.first(config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256)
+    return saved, corpus, batches, data
+
+
+def _batches(corpus: Corpus, train_config: TrainConfig) -> Batches:
+    return Batches(corpus.train, train_config.batch, train_config.block, train_config.seed)
 
 
 def _opened(run: runs.Run, corpus: Corpus) -> Opened:
     saved = run.saved
 
-    def validate() -> Evaluation:
+    def validate(stop: Callable[[], bool]) -> Evaluation:
         start = corpus.valid[: saved.train_config.evaluate_tokens or None]
-        return score(saved.parameters, saved.config, start, corpus.vocabulary, saved.train_config.block)
+        return score(saved.parameters, saved.config, start, corpus.vocabulary, saved.train_config.block, stop=stop)
 
     return Opened(run, unit_of(corpus.vocabulary), validate)
 

@@ -16,13 +16,21 @@ ACCUMULATORS = {"sgd": ("momentum",), "adagrad": ("squares",), "adam": ("mean", 
 class State:
     """Accumulators by name, each like the parameters and 0 at first; the count of updates; scratch, not worth saving.
 
-    clipped: the share of tensors that the last update clipped; of all together 0 or 1.
+    clipped: the share of tensors that the last update clipped; of all together 0 or 1. skipped: how many of the updates
+    changed nothing, as they were not finite, and how many of them the last ones in a row.
     """
 
     updates: int
     accumulators: dict[str, Parameters]
     scratch: dict[str, Parameters] = field(repr=False)
     clipped: Array | float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+    @property
+    def steps(self) -> int:
+        """How many updates have changed the parameters."""
+        return self.updates - self.skipped
 
 
 def initialize(train_config: TrainConfig, p: Parameters) -> State:
@@ -51,7 +59,7 @@ def gradient_norm(g: Parameters) -> Array:
 def update(p: Parameters, g: Parameters, state: State, train_config: TrainConfig) -> None:
     """One update of p and state by the gradients g, which stay as they are."""
     state.updates += 1
-    state.clipped = 0.0
+    state.clipped, state.skipped_in_a_row = 0.0, 0
     rate = learning_rate(train_config, state.updates)
     if train_config.optimizer == "adagrad" and train_config.clip_each:
         # as published: clipping scales the tensor's rate, the accumulator sees the unclipped gradient
@@ -135,10 +143,10 @@ def _adam_step(g: Parameters, state: State, train_config: TrainConfig) -> Parame
     step.vector *= 1 - beta2
     squares += step.vector
     xp.sqrt(squares, out=step.vector)
-    step.vector /= (1 - beta2**state.updates) ** 0.5
+    step.vector /= (1 - beta2**state.steps) ** 0.5
     step.vector += 1e-8
     xp.divide(mean, step.vector, out=step.vector)
-    step.vector /= 1 - beta1**state.updates
+    step.vector /= 1 - beta1**state.steps
     return step
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from refimpl import training
@@ -40,14 +40,35 @@ class Clock:
         return done / elapsed
 
 
+@dataclass
+class Tally:
+    """Losses and shares of clipped tensors since the record before, of updates that changed something; the last of these."""
+
+    losses: list[Array] = field(default_factory=list)
+    clipped: list[Array | float] = field(default_factory=list)
+    good: Any = None  # training.Result
+
+    def add(self, result: training.Result, clipped: Array | float) -> None:
+        """Counts an update unless it was skipped."""
+        if not result.skipped:
+            self.losses.append(result.loss)
+            self.clipped.append(clipped)
+            self.good = result
+
+    def clear(self) -> None:
+        """After a record."""
+        self.losses.clear()
+        self.clipped.clear()
+
+
 def of_update(
-    saved: Checkpoint, result: training.Result, losses: Sequence[Array], clipped: Sequence[Array | float], clock: Clock,
-    time_limit: float | None, last: bool,
+    saved: Checkpoint, tally: Tally, clock: Clock, time_limit: float | None, last: bool
 ) -> Record:
     """Loss in nats and bits per token, pace, rate, share of clipped tensors, spans in positions.
 
-    losses, clipped: of the updates since the record before, of which the means are told. last: of the run or its process.
+    tally: of the updates since the record before, of which the means are told. last: of the run or its process.
     """
+    result, losses, clipped = tally.good, tally.losses, tally.clipped
     now, config, number = saved.train_config, saved.config, saved.optimizer.updates
     loss, pace = sum(float(loss) for loss in losses) / len(losses), clock.pace(number)
     left = (now.updates - number) / pace
@@ -61,6 +82,8 @@ def of_update(
         "tokens_per_second": pace * now.batch * now.block, "seconds": saved.progress["seconds"],
         "seconds_left": max(0.0, left), **saved.progress["computing"],
     }
+    if saved.optimizer.skipped:
+        record["skipped"] = saved.optimizer.skipped
     if config.adaptive_span:
         rho = [saved.parameters[f"layers.{layer}.attention.span"] for layer in range(config.layers)]
         record["span_mean"] = config.span * sum(float(r.mean()) for r in rho) / len(rho)
@@ -68,6 +91,11 @@ def of_update(
         if last or _spans_due(number, now):
             record["spans"] = spans(saved.parameters, config)
     return record
+
+
+def of_skip(saved: Checkpoint, reason: str) -> Record:
+    """An update that changed nothing, why, and how many there have been."""
+    return {"update": saved.optimizer.updates, "not_finite": reason, "skipped": saved.optimizer.skipped}
 
 
 def of_evaluation(evaluation: Evaluation) -> Record:

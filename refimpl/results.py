@@ -2,7 +2,7 @@
 
 import math
 from codecs import getincrementaldecoder
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from refimpl.datasets.corpus import open_corpus
 from refimpl.datasets.vocabulary import Tokens, Vocabulary
 from refimpl.datasets.yardsticks import yardsticks
 from refimpl.errors import InputError
-from refimpl.evaluation import Evaluation, evaluate
+from refimpl.evaluation import Evaluation, evaluate, until
 from refimpl.parameters import Parameters
 
 STREAMS = 8
@@ -24,20 +24,23 @@ STREAMS = 8
 
 def score(
     p: Parameters, config: ModelConfig, tokens: Tokens, vocabulary: Vocabulary, block: int, streams: int = STREAMS,
-    protocol: str = "every-token",
+    protocol: str = "every-token", stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """A text's loss: every token once, or as published (whole blocks only, the mean of their means)."""
+    """A text's loss: every token once, or as published (whole blocks only, the mean of their means).
+
+    Raises StoppedError once stop() says so.
+    """
     cut = published_blocks if protocol == "published" else every_token_once
-    return evaluate(p, config, cut(tokens, streams, block), vocabulary.end_of_line, protocol != "published")
+    return evaluate(p, config, until(stop, cut(tokens, streams, block)), vocabulary.end_of_line, protocol != "published")
 
 
 def evaluate_run(
     path: Path, data_path: str | None, store: Path, split: str, block: int | None, streams: int, protocol: str,
-    with_yardsticks: bool,
+    with_yardsticks: bool, which: str = "latest",
 ) -> dict[str, Any]:
     """The result of `eval`: losses of a split in every unit that applies, what they were measured on, and how."""
-    saved = checkpoint.load(path)
-    corpus = open_corpus(run_data(path, data_path), store, _vocabulary(saved))
+    saved = checkpoint.load(path, which)
+    corpus = open_corpus(run_data(path, saved, data_path), store, vocabulary_of(saved))
     block = block or saved.train_config.block
     tokens = getattr(corpus, split)
     result = score(saved.parameters, saved.config, tokens, corpus.vocabulary, block, streams, protocol)
@@ -65,10 +68,12 @@ class Passages(NamedTuple):
     saved: Checkpoint
 
 
-def generate(path: Path, prompts: Sequence[str], count: int, temperature: float, top_k: int, seed: int) -> Passages:
+def generate(
+    path: Path, prompts: Sequence[str], count: int, temperature: float, top_k: int, seed: int, which: str = "latest"
+) -> Passages:
     """Text from a run's model. Without a prompt it begins after a line's end. Raises InputError for unknown symbols."""
-    saved = checkpoint.load(path)
-    vocabulary = _vocabulary(saved)
+    saved = checkpoint.load(path, which)
+    vocabulary = vocabulary_of(saved)
     tokens = [_encoded(vocabulary, prompt) for prompt in prompts] or [_line_start(vocabulary)]
     block = saved.train_config.block
     drawn = generation.generate(saved.parameters, saved.config, tokens, count, temperature, top_k, seed, block)
@@ -89,7 +94,8 @@ def read_prompts(given: Sequence[str], path: Path | None) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _vocabulary(saved: Checkpoint) -> Vocabulary:
+def vocabulary_of(saved: Checkpoint) -> Vocabulary:
+    """The vocabulary that a checkpoint's model was trained with. Raises InputError if it holds none."""
     if saved.vocabulary is None:
         raise InputError(f"{saved.path}: expected a checkpoint with a vocabulary, got one without")
     return Vocabulary.from_json(saved.vocabulary)
@@ -136,8 +142,11 @@ class Writer:
         return self._decoder.decode(b"", True)
 
 
-def run_data(path: Path, data_path: str | None) -> DataConfig:
-    """How a run's text was read: [data] of its config.toml, for a checkpoint's folder too, perhaps with another path."""
+def run_data(path: Path, saved: Checkpoint, data_path: str | None) -> DataConfig:
+    """How a run's text was read, perhaps with another path: as the checkpoint says, else [data] of the run's config.toml."""
+    if "data" in saved.progress:
+        data = DataConfig(**saved.progress["data"])
+        return replace(data, path=data_path) if data_path else data
     for folder in (path, path.resolve().parent.parent):
         if (folder / "config.toml").is_file():
             data = DataConfig(**settings.read(folder / "config.toml")["data"])

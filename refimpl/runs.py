@@ -1,26 +1,24 @@
-"""A training run in a folder: config.toml (resolved), log.jsonl (a line per record), checkpoints/; begun or resumed."""
+"""A run's folder: config.toml (resolved), log.jsonl (a line per record), checkpoints/, .lock; begun or resumed."""
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from refimpl import checkpoint, optimizers, parameters, records, settings, training
-from refimpl.arrays import Array
+from refimpl import durable, locks, optimizers, parameters, settings, training
 from refimpl.checkpoint import Checkpoint
 from refimpl.computing import computing, difference
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
-from refimpl.errors import InputError, NonFiniteError
-from refimpl.evaluation import Evaluation
+from refimpl.errors import InputError
 from refimpl.inputs import initial_past
-from refimpl.records import Record
+from refimpl.writer import Writer
 
 # what a resumed run may change; everything else decides the numbers that the checkpoint holds
 CHANGEABLE = ("updates", "last_updates", "last_factor", "learning_rate", "warm_up", "workers", "log_every",
-              "evaluate_every", "evaluate_tokens", "checkpoint_every", "keep_checkpoints")
+              "evaluate_every", "evaluate_tokens", "checkpoint_every", "keep_checkpoints", "on_nonfinite")
 
 
 class Batches(Protocol):
@@ -35,7 +33,8 @@ class Batches(Protocol):
 class Run:
     """A run between two updates: its folder, and what the next checkpoint will hold; `time_limit` in seconds or None.
 
-    `moved`: what differs, of what decides the last bits, from before a resume.
+    `moved`: what differs, of what decides the last bits, from before a resume. `held`: the folder's lock, to be closed;
+    `unlocked`: why there is none.
     """
 
     folder: Path
@@ -44,6 +43,9 @@ class Run:
     batches: Batches
     time_limit: float | None = None
     moved: str = ""
+    held: ExitStack = field(default_factory=ExitStack)
+    unlocked: str = ""
+    writer: Writer = field(default_factory=Writer)
 
 
 def begin(
@@ -52,16 +54,27 @@ def begin(
 ) -> Run:
     """A new run. Raises InputError, before anything is written, if the folder holds something or the model sees nothing."""
     check_free(folder)
+    saved = first(config, train_config, data, batches, vocabulary, text_sha256)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        unlocked = locks.hold(folder, held)
+        check_free(folder)  # another process may have begun just now
+        durable.sync(folder.parent)
+        durable.replace(folder / "config.toml", settings.to_toml(config, train_config, data))
+        return Run(folder, saved, data, batches, held=held.pop_all(), unlocked=unlocked)
+
+
+def first(
+    config: ModelConfig, train_config: TrainConfig, data: DataConfig, batches: Batches, vocabulary: dict[str, Any],
+    text_sha256: str,
+) -> Checkpoint:
+    """What a checkpoint before the first update would hold. Raises InputError if the model sees nothing."""
     check_sight(config)
     p = parameters.initialize(config, train_config.seed, train_config.dtype)
-    state = optimizers.initialize(train_config, p)
     progress = {"tokens": 0, "seconds": 0.0, "batches": batches.state(), "text_sha256": text_sha256,
-                "computing": computing()}
+                "computing": computing(), "data": asdict(data)}
     past = initial_past(config, train_config.batch, p.vector)
-    saved = Checkpoint(config, train_config, p, state, progress, past, vocabulary)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "config.toml", settings.to_toml(config, train_config, data))
-    return Run(folder, saved, data, batches)
+    return Checkpoint(config, train_config, p, optimizers.initialize(train_config, p), progress, past, vocabulary)
 
 
 def resume(
@@ -71,13 +84,15 @@ def resume(
     if text_sha256 != saved.progress["text_sha256"]:
         raise InputError(f"{data.path}: expected the text that the run was trained on, SHA-256 "
                          f"{saved.progress['text_sha256']}, got {text_sha256}")
-    saved.train_config = changed(saved, data, tables)
+    before, saved.train_config = saved.train_config, changed(saved, data, tables)
+    if before.evaluate_tokens != saved.train_config.evaluate_tokens:
+        saved.progress.pop("best", None)  # another stretch of text: losses before and after can't be compared
     batches.restore(saved.progress["batches"])
-    now = computing()
-    moved = difference(saved.progress.get("computing", now), now)
-    saved.progress["computing"] = now
+    now = {**computing(), "workers": saved.train_config.workers}
+    moved = difference({"workers": before.workers, **saved.progress.get("computing", now)}, now)
+    saved.progress["computing"], saved.progress["data"] = computing(), asdict(data)
     _forget_after(folder / "log.jsonl", saved.optimizer.updates)
-    _replace(folder / "config.toml", settings.to_toml(saved.config, saved.train_config, data))
+    durable.replace(folder / "config.toml", settings.to_toml(saved.config, saved.train_config, data))
     return Run(folder, saved, data, batches, moved=moved)
 
 
@@ -94,12 +109,10 @@ def changed(saved: Checkpoint, data: DataConfig, tables: settings.Tables) -> Tra
 
 def check_free(folder: Path) -> None:
     """Raises InputError unless the folder is absent or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != locks.NAME for path in folder.iterdir())):
         what = "something else"
         if (folder / "config.toml").exists():
-            what = "a run that ended before its first checkpoint"
-            if checkpoint.folders(folder):
-                what = "a run (--resume goes on with it)"
+            what = "a run (--resume goes on with it)"
         raise InputError(f"{folder}: expected a new or empty folder for the run, got one that holds {what}")
 
 
@@ -110,60 +123,12 @@ def check_sight(config: ModelConfig) -> None:
                          "token would see nothing")
 
 
-def train(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bool]) -> Iterator[Record]:
-    """Trains to the last update, or until stop() or the time limit; yields every record that goes into log.jsonl.
-
-    A checkpoint is written every checkpoint_every updates and at the end. Raises NonFiniteError that names the first tensor
-    and the last good checkpoint, which is the newest.
-    """
-    try:
-        yield from _records(run, evaluate, stop)
-    except NonFiniteError as error:
-        left = f"the last good checkpoint is {run.saved.path}" if run.saved.path else "no checkpoint was written yet"
-        raise NonFiniteError(f"{error}; {left}") from error
-
-
-def _records(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bool]) -> Iterator[Record]:
-    saved, settings_now = run.saved, run.saved.train_config
-    clock = records.Clock(saved.progress["seconds"], saved.optimizer.updates)
-    losses: list[Array] = []
-    clipped: list[Array | float] = []
-    p, state, segments = saved.parameters, saved.optimizer, iter(run.batches)
-    results = training.run(p, state, saved.config, settings_now, segments, saved.past)
-    with (run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        for result in results:
-            number = saved.optimizer.updates
-            losses.append(result.loss)
-            clipped.append(state.clipped)
-            saved.past = result.past
-            saved.progress["tokens"] += settings_now.batch * settings_now.block
-            saved.progress["seconds"] = clock.seconds()
-            saved.progress["batches"] = run.batches.state()
-            stopped = stop()
-            done = number == settings_now.updates or clock.since_start() >= (run.time_limit or math.inf)
-            if stopped or done or number % settings_now.log_every == 0:
-                last = stopped or done
-                yield _written(log, records.of_update(saved, result, losses, clipped, clock, run.time_limit, last))
-                losses.clear()
-                clipped.clear()
-            if stopped or done or _due(number, settings_now.checkpoint_every):
-                training.check_finite(saved.parameters, saved.config, result)
-                saved.path = checkpoint.save(run.folder, saved, settings_now.keep_checkpoints)
-            if done or (not stopped and _due(number, settings_now.evaluate_every)):
-                yield _written(log, {"update": number, **records.of_evaluation(evaluate())})
-            if stopped or done:
-                break
-            if any(_due(number, every) for every in (settings_now.checkpoint_every, settings_now.evaluate_every)):
-                clock.pace(number)  # the time that these took is not the updates'
-    yield {"checkpoint": str(saved.path)}
-
-
 def _forget_after(log: Path, update: int) -> None:
     """Takes from the log what came after the checkpoint: those updates will be done, and logged, again."""
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
     kept = [line for line in lines if _update_of(line) <= update]
     if len(kept) < len(lines):
-        _replace(log, "".join(kept))
+        durable.replace(log, "".join(kept))
 
 
 def _update_of(line: str) -> float:
@@ -172,27 +137,3 @@ def _update_of(line: str) -> float:
         return float(json.loads(line)["update"]) if line.endswith("\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def _replace(path: Path, text: str) -> None:
-    """The file's new content, or on any error its old one."""
-    aside = path.with_name(f".{path.name}.aside")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def _due(number: int, every: int) -> bool:
-    return bool(every) and number % every == 0
-
-
-def _written(log: Any, record: Record) -> Record:
-    log.write(json.dumps(record) + "\n")
-    log.flush()
-    return record

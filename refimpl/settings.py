@@ -1,6 +1,7 @@
 """Settings from TOML files, presets and `--set`, and back to TOML: [model], [train] and [data] tables."""
 
 import difflib
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -8,11 +9,14 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
+from refimpl import durable
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
 from refimpl.errors import InputError
 
 TABLES = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
 PRESETS = Path(__file__).parent / "presets"
+LARGEST = 1 << 20  # bytes of a settings file
+SEAL = "# SHA-256 of what follows (to change it, remove this line): "
 
 Tables = dict[str, dict[str, Any]]
 
@@ -31,13 +35,23 @@ def preset(name: str) -> Tables:
 
 
 def read(path: Path) -> Tables:
-    """The tables of a TOML file. Raises InputError for a file that is not TOML, and for an unknown table or key."""
+    """The tables of a TOML file. Raises InputError for a file that is not TOML, and for an unknown table or key.
+
+    A file that `to_toml` wrote begins with its checksum, and is refused if it was altered.
+    """
     if not path.is_file():
         raise InputError(f"{path}: expected a TOML file, got {'a folder' if path.is_dir() else 'nothing of that name'}")
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = durable.read(path, LARGEST, f"a TOML file of at most {LARGEST} bytes").decode()
+        found = tomllib.loads(text)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected TOML, got {error}") from error
+    first, _, rest = text.partition("\n")
+    if ("SHA-256 of what" in text or "remove this line" in text) and first != _seal(rest):
+        raise InputError(f"{path}: expected the SHA-256 of its first line, got {_seal(rest)[len(SEAL):]}: the file was "
+                         f"altered (remove that line if you have changed it)")
     for table, values in found.items():
         if table not in TABLES or not isinstance(values, dict):
             raise InputError(f"{path}: expected tables {', '.join(TABLES)}, got {table!r}{_nearest(table, TABLES)}")
@@ -87,7 +101,7 @@ def model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def to_toml(model: ModelConfig, train: TrainConfig, data: DataConfig) -> str:
-    """Every setting, as a file that `read` takes."""
+    """Every setting, as a file that `read` takes, with its checksum in the first line."""
     lines = []
     for table, config in (("model", model), ("train", train), ("data", data)):
         lines.append(f"[{table}]")
@@ -95,7 +109,12 @@ def to_toml(model: ModelConfig, train: TrainConfig, data: DataConfig) -> str:
         content = {key: json.dumps(value, ensure_ascii=False) for key, value in asdict(config).items()}
         lines += [f"{key} = {value}".replace("\x7f", "\\u007f") for key, value in content.items()]
         lines.append("")
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    return f"{_seal(text)}\n{text}"
+
+
+def _seal(text: str) -> str:
+    return SEAL + hashlib.sha256(text.encode()).hexdigest()
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

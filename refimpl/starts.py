@@ -39,6 +39,9 @@ data_options = options(
     click.option("--vocabulary", type=click.Choice(["byte", "character", "word"]), help="What a token is."),
     store_option,
 )
+checkpoint_option = click.option(
+    "--checkpoint", "which", default="latest", show_default=True, metavar="latest|best|NAME",
+    help="Which of a run's checkpoints: the newest whole one, the best by validation, or a folder's name.")
 computing_options = options(kernels_option, threads_option)
 
 

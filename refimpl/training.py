@@ -14,6 +14,7 @@ from refimpl.parameters import Parameters
 from refimpl.variants import attention_core, attention_path
 
 Part = TypeVar("Part")
+SKIPS_IN_A_ROW = 100  # a model that recovers does so within a few updates; one that does not must not burn a week
 
 
 class Segment(Protocol):
@@ -30,7 +31,10 @@ class Segment(Protocol):
 
 
 class Result(NamedTuple):
-    """One update: mean loss and span penalty before it, past for the next segment, gradient norm, rate, what it saw."""
+    """One update: mean loss and span penalty before it, past for the next segment, gradient norm, rate, what it saw.
+
+    skipped: "", or what was not finite where train.on_nonfinite = "skip" let an update change nothing.
+    """
 
     loss: Array
     span_penalty: Array
@@ -39,6 +43,7 @@ class Result(NamedTuple):
     learning_rate: float
     tokens: Array
     targets: Array
+    skipped: str = ""
 
 
 class _Share(NamedTuple):
@@ -57,7 +62,8 @@ def update(
 
     With several workers each takes some rows of the batch; gradients are added in the order of the rows, so results are
     the same bits for the same number of workers, however many threads they take turns on. Raises NonFiniteError, before p
-    or state change, if the loss or a gradient is not finite; the message names the first such tensor.
+    or state change, if the loss or a gradient is not finite; the message names the first such tensor. With
+    on_nonfinite = "skip" such an update only counts, SKIPS_IN_A_ROW times in a row at most, and the past is emptied.
     """
     number = state.updates + 1
     lent_p, lent_past = p.with_vector(lent(p.vector)), lent(past)
@@ -73,13 +79,27 @@ def update(
         norm = optimizers.gradient_norm(g)
         # the one number that every update reads back: a step from a gradient that is not finite can't be undone
         if not module_of(norm).isfinite(loss + norm):
-            raise NonFiniteError(f"update {number}: loss {float(loss)}, gradient norm {float(norm)}; first tensor that is "
-                                 f"not finite: {_first_nonfinite(p, g, [share.out for share in results])}")
+            reason = (f"loss {float(loss)}, gradient norm {float(norm)}; first tensor that is not finite: "
+                      f"{_first_nonfinite(p, g, [share.out for share in results])}")
+            penalty = results[0].out.span_penalty
+            return _skipped(p, state, train_config, reason, Result(loss, penalty, past, norm, 0.0, tokens, targets, reason))
         optimizers.update(p, g, state, train_config)
     pasts = [share.out.past for share in results]
     new_past = pasts[0] if len(pasts) == 1 else module_of(loss).concatenate(pasts, axis=1)
     rate = optimizers.learning_rate(train_config, number)
     return Result(loss, results[0].out.span_penalty, returned(new_past), norm, rate, tokens, targets)
+
+
+def _skipped(p: Parameters, state: optimizers.State, train_config: TrainConfig, reason: str, result: Result) -> Result:
+    """The update as one that only counts, the past emptied: what the segment left may not be finite, nor is it adjacent."""
+    number = state.updates + 1
+    if train_config.on_nonfinite != "skip":
+        raise NonFiniteError(f"update {number}: {reason}")
+    if state.skipped_in_a_row + 1 >= SKIPS_IN_A_ROW:
+        raise NonFiniteError(f"update {number}, the last of {SKIPS_IN_A_ROW} in a row: {reason}")
+    state.updates, state.skipped, state.skipped_in_a_row = number, state.skipped + 1, state.skipped_in_a_row + 1
+    past = model.initial_past(p.config, len(result.tokens), p.vector)
+    return result._replace(past=past, learning_rate=optimizers.learning_rate(train_config, number))
 
 
 def score(

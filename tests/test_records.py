@@ -21,7 +21,8 @@ def record(number, updates=1000, log_every=10, last=False, clipped=(0.0,), confi
     saved = Checkpoint(config, train, p, state, {"tokens": 0, "seconds": 1.0, "computing": {}})
     one = np.float32(1)
     result = training.Result(one, one, one, one, 0.1, one, one)
-    return records.of_update(saved, result, [one] * len(clipped), list(clipped), records.Clock(0.0, 0), None, last)
+    tally = records.Tally([one] * len(clipped), list(clipped), result)
+    return records.of_update(saved, tally, records.Clock(0.0, 0), None, last)
 
 
 def test_spans_are_told_by_layer_and_head_in_positions():

@@ -1,0 +1,128 @@
+"""Training of a run: updates, records, validations and checkpoints, in the order that a resumed run repeats to the bit."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from typing import TextIO
+
+from refimpl import records, training
+from refimpl.checkpoint import Checkpoint
+from refimpl.errors import NonFiniteError, OutsideError
+from refimpl.evaluation import Evaluation, StoppedError
+from refimpl.records import Record
+from refimpl.runs import Run
+
+Evaluate = Callable[[Callable[[], bool]], Evaluation]
+"""A validation; given up with StoppedError once its argument returns True."""
+
+
+def train(run: Run, evaluate: Evaluate, stop: Callable[[], bool]) -> Iterator[Record]:
+    """Trains to the last update, or until stop() or the time limit; yields every record that goes into log.jsonl.
+
+    A checkpoint is written every checkpoint_every updates while training goes on, where a validation is the best so far,
+    and at the end. Raises NonFiniteError that names the first tensor, and OutsideError for what can't be written; both
+    name the last good checkpoint, which is the newest.
+    """
+    try:
+        yield from _records(run, evaluate, stop)
+    except (NonFiniteError, OSError) as error:
+        with suppress(OSError):
+            run.writer.wait()
+        left = f"the last good checkpoint is {run.saved.path}" if run.saved.path else "no checkpoint was written yet"
+        kind = NonFiniteError if isinstance(error, NonFiniteError) else OutsideError
+        raise kind(f"{error}; {left}") from error
+
+
+def _records(run: Run, evaluate: Evaluate, stop: Callable[[], bool]) -> Iterator[Record]:
+    saved, settings_now = run.saved, run.saved.train_config
+    clock, tally = records.Clock(saved.progress["seconds"], saved.optimizer.updates), records.Tally()
+    results = training.run(saved.parameters, saved.optimizer, saved.config, settings_now, iter(run.batches), saved.past)
+    with (run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        if _validation_is_left(saved) and (yield from _validated(run, log, evaluate, stop)):
+            _save(run, log, tally, training_goes_on=False)
+        for result in results:
+            run.writer.check()
+            number = saved.optimizer.updates
+            _advance(run, result, clock)
+            tally.add(result, saved.optimizer.clipped)
+            if result.skipped:
+                yield _written(log, records.of_skip(saved, result.skipped))
+            stopped, last = stop(), number == settings_now.updates
+            ended = stopped or last or clock.since_start() >= (run.time_limit or math.inf)
+            if tally.losses and (ended or number % settings_now.log_every == 0):
+                yield _written(log, records.of_update(saved, tally, clock, run.time_limit, ended))
+                tally.clear()
+            due, best = _due(number, settings_now.evaluate_every), saved.progress.get("best")
+            if ended:
+                _save(run, log, tally, training_goes_on=False)
+                if not stopped and (yield from _validated(run, log, evaluate, stop, counts=due or last)):
+                    _save(run, log, tally, training_goes_on=False)
+                break
+            if due:
+                yield from _validated(run, log, evaluate, stop)
+            given_up, write = due and stop(), _due(number, settings_now.checkpoint_every)
+            if given_up or write or saved.progress.get("best") != best:
+                _save(run, log, tally, training_goes_on=not given_up)
+            if given_up:
+                break
+            if due or write:
+                clock.pace(number)  # the time that these took is not the updates'
+    run.writer.wait()
+    yield {"checkpoint": str(saved.path)}
+
+
+def _advance(run: Run, result: training.Result, clock: records.Clock) -> None:
+    """What a checkpoint holds beside parameters and optimiser, after the update."""
+    saved = run.saved
+    saved.past = result.past
+    saved.progress["tokens"] += saved.train_config.batch * saved.train_config.block
+    saved.progress["seconds"] = clock.seconds()
+    saved.progress["batches"] = run.batches.state()
+
+
+def _save(run: Run, log: TextIO, tally: records.Tally, training_goes_on: bool) -> None:
+    """A checkpoint of this update, once the step before it has proved good; the log up to it is on the disk first."""
+    if tally.good is not None:
+        training.check_finite(run.saved.parameters, run.saved.config, tally.good)
+    os.fsync(log.fileno())
+    write = run.writer.begin if training_goes_on else run.writer.write
+    write(run.folder, run.saved, run.saved.train_config.keep_checkpoints)
+
+
+def _validation_is_left(saved: Checkpoint) -> bool:
+    """Whether a signal or a kill came before the validation of the checkpoint's update."""
+    number, settings_now = saved.optimizer.updates, saved.train_config
+    due = number > 0 and (number == settings_now.updates or _due(number, settings_now.evaluate_every))
+    return due and saved.progress.get("validated") != number
+
+
+def _validated(
+    run: Run, log: TextIO, evaluate: Evaluate, stop: Callable[[], bool], counts: bool = True
+) -> Generator[Record, None, bool]:
+    """Validates, and remembers the best if it counts: where a run without a stop validates too.
+
+    Returns whether there is something to remember: not if it was given up, to be done when the run is resumed.
+    """
+    saved, number = run.saved, run.saved.optimizer.updates
+    try:
+        found = evaluate(stop)
+    except StoppedError:
+        return False
+    yield _written(log, {"update": number, **records.of_evaluation(found)})
+    if counts:
+        saved.progress["validated"] = number
+        if found.loss < saved.progress.get("best", {"loss": math.inf})["loss"]:
+            saved.progress["best"] = {"update": number, "loss": found.loss}
+    return counts
+
+
+def _due(number: int, every: int) -> bool:
+    return bool(every) and number % every == 0
+
+
+def _written(log: TextIO, record: Record) -> Record:
+    log.write(json.dumps(record) + "\n")
+    log.flush()
+    return record
