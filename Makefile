@@ -6,10 +6,10 @@ RUN := runs/sample
 
 .PHONY: train test check types bench vectors vectors-check clean mutants sweep sweep-sample
 
-# a second call goes on with the first one's run: no run is ever removed or overwritten
+# a second call goes on with the first one's run: no run is ever removed or overwritten; 75 says that the time limit came
 train: $(VENV)/installed
-	@if [ -e $(RUN) ]; then echo "$(RUN) is there already: going on with it (remove the folder to begin anew)"; fi
-	$(BIN)/refimpl train --preset laptop --out $(RUN) --time-limit 120 $$([ -e $(RUN) ] && echo --resume)
+	@if [ -e $(RUN)/config.toml ]; then echo "$(RUN) is there already: going on with it (remove the folder to begin anew)"; fi
+	$(BIN)/refimpl train --preset laptop --out $(RUN) --time-limit 120 $$([ -e $(RUN)/config.toml ] && echo --resume) || [ $$? = 75 ]
 	@echo
 	$(BIN)/refimpl eval $(RUN) --yardsticks
 	@echo

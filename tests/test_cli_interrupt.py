@@ -97,17 +97,17 @@ def test_resuming_with_other_threads_is_allowed_and_close(command, arguments, st
 def test_a_second_signal_does_not_wait(command, text, tiny, tmp_path, monkeypatch):
     """Two signals within one validation: it ends at once, with one line and the checkpoints that there are."""
 
-    def impatient(*_):
+    def impatient(*_, stop):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second signal must end this")
 
     monkeypatch.setattr(jobs, "score", impatient)
-    values = ("--set", "train.evaluate_every=2", "--set", "train.checkpoint_every=1")
+    values = ("--set", "train.evaluate_every=3", "--set", "train.checkpoint_every=1")
     end = command("train", "--data", text, "--out", tmp_path / "run", *tiny, *values)
     assert end.code == 130
     assert end.err.splitlines()[-1] == "refimpl: interrupted"
-    assert checkpoint.load(tmp_path / "run").optimizer.updates == 2
+    assert checkpoint.load(tmp_path / "run").optimizer.updates in (1, 2)  # the second one's may still be written
 
 
 @pytest.fixture
