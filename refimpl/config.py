@@ -14,6 +14,7 @@ CLUSTER_ORDERS = ("ascending", "reversed")
 OPTIMIZERS = ("sgd", "adagrad", "adam")
 ATTENTIONS = ("auto", "tiled", "textbook")
 NONFINITES = ("stop", "skip")
+LAYERS = 10_000  # each has names of its own: a damaged file must not ask for more of them than memory holds
 VOCABULARIES = ("byte", "character", "word")
 TIES = ("first", "reversed")
 UNKNOWNS = ("error", "<unk>")
@@ -68,6 +69,8 @@ class ModelConfig:
             at_least(self, "model", name, 1)
         for name in ("memory", "feed_forward", "span_penalty", "normalizer_epsilon"):
             at_least(self, "model", name, 0)
+        if self.layers > LAYERS:
+            raise InputError(f"model.layers: expected at most {LAYERS}, got {self.layers}")
         for name in ("dropout", "embedding_dropout"):
             share(self, "model", name, 1, open_above=True)
         share(self, "model", "span_initial", 1)

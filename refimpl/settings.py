@@ -16,6 +16,7 @@ from refimpl.errors import InputError
 TABLES = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}
 PRESETS = Path(__file__).parent / "presets"
 LARGEST = 1 << 20  # bytes of a settings file
+DOTS = 200  # in a key: the parser takes a minute for one of some ten thousand parts, and a key has none
 SEAL = "# SHA-256 of what follows (to change it, remove this line): "
 
 Tables = dict[str, dict[str, Any]]
@@ -43,6 +44,8 @@ def read(path: Path) -> Tables:
         raise InputError(f"{path}: expected a TOML file, got {'a folder' if path.is_dir() else 'nothing of that name'}")
     try:
         text = durable.read(path, LARGEST, f"a TOML file of at most {LARGEST} bytes").decode()
+        if any(line.partition("=")[0].count(".") > DOTS for line in text.splitlines()):
+            raise ValueError(f"a key of more than {DOTS} parts")
         found = tomllib.loads(text)
     except InputError:
         raise
