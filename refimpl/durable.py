@@ -1,6 +1,7 @@
 """Files that are whole or absent, and on the disk when a call returns; reading that a damaged file can't lead astray."""
 
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -23,9 +24,14 @@ def write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
                 digest.update(part)
                 size += len(part)
                 while part:  # a disk that fills up takes a part before it refuses the rest
-                    part = part[file.write(part) :]
+                    part = part[written(file, part) :]
         os.fsync(file.fileno())
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def written(file: io.FileIO, part: memoryview) -> int:
+    """How many of the bytes the system has taken."""
+    return file.write(part)
 
 
 def sync(folder: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from refimpl.errors import InputError
 
+LARGEST = 2**63  # products of a few of these are still numbers of every kind
+
 
 def check_types(config: Any, table: str) -> None:
     """Refuses a value of another type than its field declares; whole numbers pass as floats, NumPy's as Python's own."""
@@ -16,6 +18,9 @@ def check_types(config: Any, table: str) -> None:
             right = isinstance(value, kind)
         elif kind is int or kind is float:
             right = _is_number(value, kind)
+            if right and kind is int and abs(value) >= LARGEST and field.name != "seed":
+                raise InputError(f"{table}.{field.name}: expected a whole number below 2^63, got one of "
+                                 f"{int(value).bit_length()} bits")
             if right:
                 object.__setattr__(config, field.name, kind(value))
         else:

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
-from refimpl import checkpoint, optimizers, parameters
+from refimpl import checkpoint, durable, optimizers, parameters
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import InputError
 
@@ -23,7 +23,7 @@ TRAIN = TrainConfig(batch=2, block=8, updates=40)
 VOCABULARY = {"kind": "character", "symbols": list("\n abcdefgä📓"), "unknown": "error"}
 FILES = ("checkpoint.json", "optimizer.safetensors", "parameters.safetensors", "past.safetensors", "vocabulary.json")
 PLACES = 20
-SYSTEM_CALLS = ((os, "fsync"), (os, "open"), (os, "rename"), (os, "replace"), (os, "mkdir"), (pathlib.Path, "open"),
+SYSTEM_CALLS = ((durable, "written"), (os, "fsync"), (os, "open"), (os, "rename"), (os, "replace"), (os, "mkdir"), (pathlib.Path, "open"),
                 (pathlib.Path, "rename"), (pathlib.Path, "mkdir"))
 
 
@@ -331,7 +331,7 @@ def test_leftovers_of_a_killed_writer_are_ignored(make, tmp_path):
     assert sorted(path.name for path in parent.iterdir()) == ["update-00000007", "update-00000008"]
 
 
-def failing(monkeypatch, action, where, calls=SYSTEM_CALLS):
+def failing(monkeypatch, action, where, calls=SYSTEM_CALLS, number=errno.ENOSPC):
     """The action, with an OSError from each call of the system whose count, from 0, is in `where`: raised?, all calls."""
     count = 0
 
@@ -340,7 +340,7 @@ def failing(monkeypatch, action, where, calls=SYSTEM_CALLS):
             nonlocal count
             count += 1
             if count - 1 in where:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(number, os.strerror(number))
             return original(*arguments, **keywords)
 
         return call
@@ -356,14 +356,16 @@ def failing(monkeypatch, action, where, calls=SYSTEM_CALLS):
     return raised, count
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 @pytest.mark.parametrize(("updates", "keep"), [(8, 2), (8, 1), (7, 2)], ids=["next", "keep one", "same again"])
-def test_a_save_that_fails_anywhere_leaves_the_old_checkpoint(make, tmp_path, monkeypatch, updates, keep):
+def test_a_save_that_fails_anywhere_leaves_the_old_checkpoint(make, tmp_path, monkeypatch, updates, keep, number):
     """Every system call of a save fails once, one after the other, until a save needs no more of them."""
     old, new = make(7), make(updates, seed=1)
     for failed in range(100):
         run = tmp_path / str(failed)
         checkpoint.save(run, old)
-        raised, calls = failing(monkeypatch, lambda run=run: checkpoint.save(run, new, keep), [failed])
+        raised, calls = failing(monkeypatch, lambda run=run: checkpoint.save(run, new, keep), [failed],
+                                number=number)
         loaded = checkpoint.load(run)
         assert loaded.passed_over == []
         whole = [made for made in (old, new) if made.parameters.vector.tobytes() == loaded.parameters.vector.tobytes()]

@@ -89,7 +89,7 @@ def unsynced(lines: list[str]) -> list[str]:
             written.add(str(Path(renamed[2]).parent))
         elif renamed or line.startswith(("unlink", "rmdir")):
             found += list(written)
-    return found
+    return sorted(set(found))
 
 
 def campaign(folder: Path, step: int = 1) -> dict[str, Any]:

@@ -15,7 +15,7 @@ UPDATES, LOOKS = 1_000_000, 40
 GROWTH = 1 << 20  # bytes that the second half may add: one arena of Python's allocator
 SETTINGS = ("model.width=4", "model.heads=1", "model.layers=1", "model.span=2", "model.span_ramp=2", "model.memory=1",
             "train.batch=1", "train.block=2", "train.warm_up=0", "train.last_updates=0", "train.workers=1",
-            "train.evaluate_tokens=100")
+            "train.evaluate_tokens=20")
 
 
 def resident() -> int:
@@ -34,6 +34,7 @@ def endure(folder: Path, updates: int, looks: int = LOOKS) -> list[int]:
     for record in running.train(run, evaluate, lambda: False):
         if "valid_bits" in record:
             found.append(resident())
+            print(f"update {record['update']}: {found[-1]:,} bytes", file=sys.stderr, flush=True)
     run.held.close()
     return found
 

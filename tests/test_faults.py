@@ -1,0 +1,131 @@
+"""The fault campaigns of tests/faults, reduced and seeded; each notices what is planted for it to find."""
+
+import os
+import re
+
+import calls
+import damage
+import endurance
+import kills
+import pytest
+import reading
+
+from refimpl import checkpoint, checkpoint_files, durable, settings
+
+TRACE = """\
+openat(AT_FDCWD, "r/.u8", O_WRONLY|O_CREAT|O_TRUNC, 0666) = 3
+write(3, "x", 1) = 1
+fsync(3) = 0
+mkdir("r", 0777) = 0
+openat(AT_FDCWD, "r", O_RDONLY) = 3
+fsync(3) = 0
+rename("r", "u8") = 0
+openat(AT_FDCWD, ".", O_RDONLY) = 3
+fsync(3) = 0
+rmdir("u6") = 0"""
+
+
+def test_ten_kills_lose_nothing(tmp_path):
+    found = kills.campaign(tmp_path, 10, seed=int(os.environ.get("FAULTS_SEED", "3")))
+    assert (found["kills"], found["lost"], found["different"]) == (10, 0, 0), found
+
+
+@pytest.mark.parametrize(("plant", "noticed"), [("no past", "different"), ("text from its beginning", "different"),
+                                                ("removed first", "lost")])
+def test_planted_errors_of_resuming_are_noticed(tmp_path, plant, noticed):
+    assert kills.campaign(tmp_path, 10, seed=1, plant=plant)[noticed] > 0
+
+
+def test_a_trace_shows_what_was_not_yet_on_the_disk():
+    assert calls.unsynced(TRACE.splitlines()) == []
+    for forgotten, told in ((2, ["r/.u8"]), (5, ["r"]), (8, ["."])):
+        lines = TRACE.splitlines()
+        del lines[forgotten]
+        assert calls.unsynced(lines) == told
+
+
+def test_calls_are_counted_from_the_start_and_taken_between_the_marks():
+    lines = ["openat(1) = 3", 'access("/refimpl-begins", F_OK) = -1', "openat(2) = 3", "close(3) = 0",
+             'access("/refimpl-ends", F_OK) = -1', "openat(3) = 3"]
+    assert [place[:2] for place in calls.places(lines)] == [("openat", 2), ("close", 1)]
+
+
+@pytest.mark.parametrize("name", reading.TARGETS)
+def test_damaged_files_are_refused_in_one_line_or_harmless(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("REFIMPL_STORE", str(tmp_path / "store"))
+    target = reading.TARGETS[name](tmp_path)
+    found = [target.attempt(number, seed=0) for number in range(150)]
+    assert {kind for kind, _ in found} == damage.KINDS.keys()
+    assert {outcome for _, outcome in found} <= {"refused", "harmless", "another one's"}
+    assert sum(outcome == "refused" for _, outcome in found) > 75
+
+
+@pytest.mark.parametrize(("name", "owner", "function", "weak"), [
+    ("checkpoints", checkpoint_files, "_read", lambda path, listed: path.read_bytes()),
+    ("settings of runs", settings, "_seal", lambda text: ""),
+], ids=["no checksum of tensors", "no seal"])
+def test_a_reader_that_does_not_look_is_noticed(tmp_path, monkeypatch, name, owner, function, weak):
+    monkeypatch.setenv("REFIMPL_STORE", str(tmp_path / "store"))
+    target = reading.TARGETS[name](tmp_path)
+    monkeypatch.setattr(owner, function, weak)
+    if name == "settings of runs":
+        monkeypatch.setattr(settings, "SEAL", "")
+        target.content = target.content.partition(b"\n")[2]
+    assert "accepted" in {target.attempt(number, seed=0)[1] for number in range(150)}
+
+
+def test_what_comes_of_a_damaged_file_is_told_apart():
+    line = ["refimpl: file: expected this, got that"]
+    assert reading.judged(2, line, same=False) == "refused"
+    assert reading.judged(0, [], same=True) == "harmless"
+    assert reading.judged(0, [], same=False) == "accepted"
+    assert reading.judged(2, ["refimpl: not enough memory"], same=False) == "out of memory"
+    for code, lines in ((70, line), (1, line), (2, [*line, "more"]), (2, ["Traceback"]), (2, [])):
+        assert reading.judged(code, lines, same=False).startswith("unclear")
+
+
+@pytest.mark.parametrize("name", sorted(damage.KINDS))
+def test_damage_is_drawn_by_its_number_alone(name):
+    content = b'{"a": 1, "b": [2, 3]}' * 9
+    kinds = [damage.damaged(content, 5, number) for number in range(120)]
+    assert kinds == [damage.damaged(content, 5, number) for number in range(120)]
+    assert name in {kind for kind, _ in kinds}
+    assert all(altered != content for _, altered in kinds)
+
+
+def test_memory_is_looked_at_in_quarters(tmp_path):
+    found = endurance.endure(tmp_path, 40, looks=4)
+    assert len(found) == 4
+    assert all(size > 1 << 20 for size in found)
+    assert endurance.growth([5, 9, 3, 4, 8, 9, 7, 9]) == 0
+    assert endurance.growth([1, 2, 3, 4, 5, 6, 7, 8]) == 2
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte that takes no room
+    with pytest.raises(Exception, match=re.escape(f"{path}: expected little, got {1 << 40} bytes")):
+        durable.read(path, 100, "little")
+
+
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="got another kind of file"):
+        durable.read(tmp_path / "pipe", 100, "a file")
+
+
+def test_what_is_removed_is_never_half_there(tmp_path, monkeypatch):
+    folder = tmp_path / "update-00000001"
+    (folder / "inner").mkdir(parents=True)
+    monkeypatch.setattr(durable.shutil, "rmtree", lambda *_, **__: None)  # killed before it could delete anything
+    durable.remove(folder)
+    assert [path.name for path in tmp_path.iterdir()] == [".update-00000001.removed"]
+    assert checkpoint.folders(tmp_path) == []
+
+
+def test_a_disk_that_takes_a_part_of_what_is_written(tmp_path, monkeypatch):
+    """A write may be short: the rest is written again, or the disk refuses it."""
+    monkeypatch.setattr(durable, "written", lambda file, part: file.write(part[:7]))
+    durable.write(tmp_path / "file", [b"x" * 100, b"y"])
+    assert (tmp_path / "file").read_bytes() == b"x" * 100 + b"y"
