@@ -91,7 +91,7 @@ def resume(
     now = {**computing(), "workers": saved.train_config.workers}
     moved = difference({"workers": before.workers, **saved.progress.get("computing", now)}, now)
     saved.progress["computing"], saved.progress["data"] = computing(), asdict(data)
-    _forget_after(folder / "log.jsonl", saved.optimizer.updates)
+    _forget_after(folder / "log.jsonl", saved.optimizer.updates, saved.progress.get("validated"))
     durable.replace(folder / "config.toml", settings.to_toml(saved.config, saved.train_config, data))
     return Run(folder, saved, data, batches, moved=moved)
 
@@ -123,10 +123,11 @@ def check_sight(config: ModelConfig) -> None:
                          "token would see nothing")
 
 
-def _forget_after(log: Path, update: int) -> None:
-    """Takes from the log what came after the checkpoint: those updates will be done, and logged, again."""
+def _forget_after(log: Path, update: int, validated: int | None) -> None:
+    """Takes from the log what came after the checkpoint, to be done, and logged, again; its own validation, if that is left."""
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-    kept = [line for line in lines if _update_of(line) <= update]
+    last = update if validated == update else update - 0.5
+    kept = [line for line in lines if _update_of(line) <= (last if '"valid_loss"' in line else update)]
     if len(kept) < len(lines):
         durable.replace(log, "".join(kept))
 

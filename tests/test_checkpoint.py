@@ -23,8 +23,8 @@ TRAIN = TrainConfig(batch=2, block=8, updates=40)
 VOCABULARY = {"kind": "character", "symbols": list("\n abcdefgä📓"), "unknown": "error"}
 FILES = ("checkpoint.json", "optimizer.safetensors", "parameters.safetensors", "past.safetensors", "vocabulary.json")
 PLACES = 20
-SYSTEM_CALLS = ((durable, "written"), (os, "fsync"), (os, "open"), (os, "rename"), (os, "replace"), (os, "mkdir"), (pathlib.Path, "open"),
-                (pathlib.Path, "rename"), (pathlib.Path, "mkdir"))
+SYSTEM_CALLS = ((durable, "written"), (os, "fsync"), (os, "open"), (os, "rename"), (os, "replace"), (os, "mkdir"),
+                (pathlib.Path, "open"), (pathlib.Path, "rename"), (pathlib.Path, "mkdir"))
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def disk(folder: Path, options: str) -> Iterator[Path]:
 
 
 def full_disks(folder: Path, step: int = 1) -> dict[str, int]:
-    """A run on disks with room for 0, 1, … pages more: where it ends, its newest checkpoint is whole, and more room helps."""
+    """A run on disks with room for 0, 1, … pages more: where it ends, a checkpoint is whole, and more room helps."""
     figures = {"disks": 0, "full": 0, "lost": 0, "unclear": 0}
     pages = [-(-path.stat().st_size // 4096) for path in (folder / "run").rglob("*") if path.is_file()]
     for size in range(4 * sum(pages) + 4, 4 * sum(pages) + 150, 4 * step):

@@ -65,7 +65,8 @@ def large_numbers(content: bytes, draw: random.Random) -> bytes:
     """Digits become very many digits."""
     places = [i for i, byte in enumerate(content) if chr(byte).isdigit()]
     place = draw.choice(places or [0])
-    return content[:place] + draw.choice((b"9" * 20, b"9" * 300, b"9" * 6000, b"1e999", b"-1", b"NaN")) + content[place + 1 :]
+    number = draw.choice((b"9" * 20, b"9" * 300, b"9" * 6000, b"1e999", b"-1", b"NaN"))
+    return content[:place] + number + content[place + 1 :]
 
 
 def other_encoding(content: bytes, draw: random.Random) -> bytes:

@@ -1,7 +1,7 @@
 """Runs killed at random moments and resumed, each held to the uninterrupted one: the same bits at the end, nothing lost.
 
-python tests/faults/kills.py [COUNT] [SEED]: half of the kills at random events (updates, calls that change files), half after
-random times. Figures as JSON.
+python tests/faults/kills.py [COUNT] [SEED]: half of the kills at random events (updates, calls that change files), half
+after random times. Figures as JSON.
 """
 
 import json
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ class Campaign:
     def whole(self) -> tuple[dict[str, Any], int]:
         """What the uninterrupted run ends with, and how many events it has."""
         count = self.folder / "events"
-        with self.start(self.folder / "whole", {"count": str(count), "plant": ""} if self.told else {"count": str(count)}) as p:
-            _, err = p.communicate()
-        assert p.returncode == 0, err
+        with self.start(self.folder / "whole", {"count": str(count), "plant": ""}) as process:
+            _, err = process.communicate()
+        assert process.returncode == 0, err
         return end_of(self.folder / "whole"), int(count.read_text())
 
 
@@ -64,7 +65,9 @@ def end_of(run: Path) -> dict[str, Any]:
 def campaign(folder: Path, count: int, seed: int, by_time: bool = False, plant: str = "") -> dict[str, Any]:
     """Kills `count` processes, in as many runs as it takes; figures: kills, runs, lost (can't be resumed), different."""
     draw, trial = random.Random(seed), Campaign(folder, plant)
+    start = time.monotonic()
     expected, events = trial.whole()
+    longest = time.monotonic() - start
     found: dict[str, Any] = {"kills": 0, "runs": 0, "lost": 0, "different": 0, "events": events}
     while found["kills"] < count:
         run = folder / f"run-{found['runs']}"
@@ -73,7 +76,7 @@ def campaign(folder: Path, count: int, seed: int, by_time: bool = False, plant: 
             if by_time:
                 process = trial.start(run, None)
                 try:
-                    _, err = process.communicate(timeout=draw.uniform(0.2, 1.6) if found["kills"] < count else None)
+                    _, err = process.communicate(timeout=draw.uniform(0, longest) if found["kills"] < count else None)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     _, err = process.communicate()
@@ -86,8 +89,11 @@ def campaign(folder: Path, count: int, seed: int, by_time: bool = False, plant: 
         if process.returncode:
             found["lost"] += 1
             found["why"] = err.splitlines()[-1]
-        elif end_of(run) != expected:
+            continue
+        end = end_of(run)
+        if end != expected:
             found["different"] += 1
+            found["why"] = [name for name in expected if end.get(name) != expected[name]]
     return found
 
 
