@@ -1,10 +1,10 @@
-# Short words: train, test, check, bench, vectors, mutants, sweep, clean. Each makes the virtual environment that it needs.
+# Short words: train, test, check, bench, vectors, mutants, sweep, faults, clean. Each makes the virtual environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/sample
 
-.PHONY: train test check types bench vectors vectors-check clean mutants sweep sweep-sample
+.PHONY: train test check types bench vectors vectors-check clean mutants sweep sweep-sample faults
 
 # a second call goes on with the first one's run: no run is ever removed or overwritten; 75 says that the time limit came
 train: $(VENV)/installed
@@ -57,6 +57,10 @@ SAMPLE ?= 150
 SEED ?=
 sweep-sample: $(VENV)/installed-for-tests
 	$(BIN)/python tests/mutants/sweep.py $(SAMPLE) $(SEED)
+
+# kills, failing system calls, damaged files, a million updates: two hours; writes its figures into docs/reliability.md
+faults: $(VENV)/installed-for-tests
+	$(BIN)/python tests/faults/run.py
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -113,7 +113,7 @@ def altered(tmp_path):
             case["expected"] = vectors.described(data, all_of_them)
         if entry is not None:
             entry(case)
-        (tmp_path / "linear" / "manifest.json").write_text(vectors.manifest_text(manifest))
+        vectors.write_manifest(tmp_path / "linear", manifest)
         return tmp_path
 
     return copy

@@ -358,6 +358,9 @@ def test_altered_vectors_are_refused(tmp_path):
         manifest.write_text(json.dumps({**right, key: value}))
         with pytest.raises(InputError, match=f"manifest.json: expected a golden manifest, got .*{said}"):
             list(vectors.entries(tmp_path))
+    manifest.write_text(json.dumps(right))  # the same to every reader of JSON
+    with pytest.raises(InputError, match=r"expected the SHA-256 that manifest\.sha256 holds"):
+        list(vectors.entries(tmp_path))
     manifest.write_text("{")
     with pytest.raises(InputError, match="expected a golden manifest, got Expecting"):
         list(vectors.entries(tmp_path))

@@ -56,8 +56,9 @@ def read_case(folder: Path) -> tuple[str, dict[str, Any], dict[str, Array]]:
     try:
         told = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         return told["function"], told["settings"], load((folder / "inputs.safetensors").read_bytes())
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"{folder}: expected a case (case.json, inputs.safetensors), got {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        told = " ".join(str(error)[:500].split())
+        raise InputError(f"{folder}: expected a case (case.json, inputs.safetensors), got {told}") from error
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ def generate_group(group: str, folder: Path) -> None:
         "roundoff": bounds.ROUNDOFF, "smallest": bounds.SMALLEST, "checked": bounds.CHECKED,
         "conventions": {name: CONVENTIONS[name]._asdict() for name in CONVENTIONS if name in named},
         "notes": _notes(cases, caught), "cases": written}
-    (folder / "manifest.json").write_text(vectors.manifest_text(content), encoding="utf-8")
+    vectors.write_manifest(folder, content)
 
 
 def _notes(cases: list[Case], caught: Mapping[str, Catches]) -> dict[str, Any]:

@@ -10,11 +10,14 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from safetensors.numpy import load, save
 
+from refimpl import durable
 from refimpl.arrays import Array
 from refimpl.errors import InputError
 
 SCHEMA, VERSION = 1, "v1"
 FOLDER = Path(__file__).with_name("vectors") / VERSION
+SUM = "manifest.sha256"  # as `sha256sum -c` reads it
+LARGEST = 16 * 2**20  # bytes of a file: many times what any has
 BOUND = "bound of "  # before a result's name: the tensor of its bounds
 
 
@@ -56,6 +59,17 @@ def manifest_text(content: Mapping[str, Any]) -> str:
     return "\n".join(["{", *head, ' "cases": [', cases, " ]", "}", ""])
 
 
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """manifest.json, and beside it the checksum that it is held to."""
+    text = manifest_text(content)
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    (folder / SUM).write_text(_sum(text.encode()), encoding="utf-8")
+
+
+def _sum(data: bytes) -> str:
+    return f"{hashlib.sha256(data).hexdigest()}  manifest.json\n"
+
+
 @functools.cache
 def _validator() -> Callable[[Any], Any]:
     """Of manifest.schema.json."""
@@ -74,13 +88,16 @@ def groups(folder: Path = FOLDER) -> list[str]:
 
 
 def manifest(group: str, folder: Path = FOLDER) -> dict[str, Any]:
-    """A group's manifest. Raises InputError if it is not JSON of the schema."""
+    """A group's manifest. Raises InputError if it is not JSON of the schema, or not the one that its checksum is of."""
     path = folder / group / "manifest.json"
+    data = durable.read(path, LARGEST, "a golden manifest")
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(data)
         _validator()(content)
-    except (OSError, ValueError) as error:  # fastjsonschema's error is a ValueError
-        raise InputError(f"{path}: expected a golden manifest, got {error}") from error
+    except (ValueError, RecursionError) as error:  # fastjsonschema's error is a ValueError
+        raise InputError(f"{path}: expected a golden manifest, got {' '.join(str(error)[:500].split())}") from error
+    if durable.read(path.with_name(SUM), len(_sum(b"")), "a checksum of the golden manifest") != _sum(data).encode():
+        raise InputError(f"{path}: expected the SHA-256 that {SUM} holds, got another: one of them was altered")
     return content
 
 
@@ -97,10 +114,7 @@ def load_case(entry: Mapping[str, Any], folder: Path = FOLDER) -> Stored:
     loaded: dict[str, dict[str, Array]] = {"inputs": {}, "expected": {}}
     for kind in loaded.keys() & entry.keys():
         path = folder / entry["group"] / f"{stem(entry['id'])}.{kind}.safetensors"
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: expected a file of the golden vectors, got {error.strerror}") from error
+        data = durable.read(path, LARGEST, "a file of the golden vectors")
         if hashlib.sha256(data).hexdigest() != entry[kind]["sha256"]:
             raise InputError(f"{path}: expected SHA-256 {entry[kind]['sha256']}, got another: the file was altered")
         loaded[kind] = load(data)

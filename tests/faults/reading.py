@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ import damage
 
 from refimpl import checkpoint, settings
 from refimpl.cli import main as command
+from refimpl.errors import InputError
+from refimpl.golden import exchange, vectors
 
 ROOM, SECONDS = 1 << 30, 10
 SETTINGS = ("model.width=8", "model.heads=2", "model.layers=1", "model.span=8", "model.span_ramp=4", "model.memory=2",
@@ -111,11 +113,64 @@ class Settings:
         return kind, "another one's" if self.by_hand and found == "accepted" else found
 
 
+def asked(read: Callable[[], Any], expected: tuple[type[Exception], ...]) -> tuple[str, Any]:
+    """What came of a call in place of a command: "refused" by an expected error of one line, or "" and the result."""
+    try:
+        return "", read()
+    except expected as error:
+        return ("refused" if "\n" not in str(error) and len(str(error)) < 2000 else f"unclear: {error}"), None
+
+
+class GoldenVectors:
+    """A group of the golden vectors: its manifest, its checksum and its tensors."""
+
+    def __init__(self, folder: Path) -> None:
+        shutil.copytree(vectors.FOLDER / "linear", folder / "linear")
+        self.folder = folder
+        self.files = {path.name: path.read_bytes() for path in sorted((folder / "linear").iterdir())}
+
+    def attempt(self, number: int, seed: int) -> tuple[str, str]:
+        """(kind of damage, what came of it); every second time it is the manifest's."""
+        names = list(self.files)
+        name = "manifest.json" if number % 2 else names[number // 2 % len(names)]
+        kind, content = damage.damaged(self.files[name], seed, number)
+        (self.folder / "linear" / name).write_bytes(content)
+        found, _ = asked(lambda: [vectors.load_case(entry, self.folder) for entry in vectors.entries(self.folder)],
+                         (InputError,))
+        (self.folder / "linear" / name).write_bytes(self.files[name])
+        return kind, found or "accepted"
+
+
+class Exchanged:
+    """What another's program hands in: results of a golden case, which no checksum protects."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        case = vectors.load_case(next(iter(vectors.entries())))
+        exchange.write_case(folder / "case", case, "float64")
+        exchange.write_results(folder / "out", case.results)
+        self.files = {path: path.read_bytes() for path in sorted(folder.glob("*/*"))}
+
+    def attempt(self, number: int, seed: int) -> tuple[str, str]:
+        """(kind of damage, what came of it) for one of the files in turn."""
+        path = list(self.files)[number % len(self.files)]
+        kind, content = damage.damaged(self.files[path], seed, number)
+        path.write_bytes(content)
+        errors = (InputError, exchange.BadResultsError, exchange.WrongNumbersError)
+        read = (lambda: exchange.read_results(path, "float64")) if path.parent.name == "out" else (
+            lambda: exchange.read_case(self.folder / "case"))
+        found, _ = asked(read, errors)
+        path.write_bytes(self.files[path])
+        return kind, found or "another one's"
+
+
 TARGETS: dict[str, Any] = {
     "checkpoints": Checkpoints,
     "checkpoints, checksums made to fit": lambda folder: Checkpoints(folder, sign=True),
     "settings of runs": Settings,
     "settings written by hand": lambda folder: Settings(folder, by_hand=True),
+    "golden vectors": GoldenVectors,
+    "golden cases and results of others": Exchanged,
 }
 
 

@@ -1,0 +1,111 @@
+"""`make faults`: every campaign at full size; each writes its section of docs/reliability.md. Fails if anything was lost.
+
+python tests/faults/run.py [kills] [calls] [reading] [endurance]
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import calls
+import endurance
+import kills
+import reading
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+
+
+def of_kills(found: dict[str, Any]) -> tuple[str, str, bool]:
+    """Heading, text, and whether all went well."""
+    by_event, by_time = found["event"], found["time"]
+    lost = by_event["lost"] + by_time["lost"] + by_event["different"] + by_time["different"]
+    text = (f"`python tests/faults/kills.py` trains a small run with dropout, a schedule, a checkpoint every 3 updates and a "
+            f"validation every 7, kills it with SIGKILL and resumes it, over and over. At random events, of which a run has "
+            f"{by_event['events']:,} (updates, and calls that change or sync files, in the thread that writes too): "
+            f"{by_event['kills']} kills in {by_event['runs']} runs; after random times: {by_time['kills']} in "
+            f"{by_time['runs']}. **Lost: {by_event['lost'] + by_time['lost']}. Other than the uninterrupted run, in any bit "
+            f"of parameters, optimiser, past, progress or logged loss: {by_event['different'] + by_time['different']}.**")
+    return "Kills", text, not lost
+
+
+def of_calls(found: dict[str, Any]) -> tuple[str, str, bool]:
+    """The same."""
+    faults, well = found["calls"], True
+    text = (f"`python tests/faults/calls.py` (strace injects) lets each of the {faults['calls']} system calls of a "
+            f"checkpoint's writing, and of the older one's removal, fail with ENOSPC, EIO, EROFS and EACCES, or sends SIGKILL "
+            f"there: {faults['faults']} faults, of which the writer reported {faults['refused']}, {faults['killed']} killed "
+            f"it, and {faults['whole']} did no harm (an older folder that stayed, say). **Runs left without a loadable "
+            f"checkpoint, or unable to write the next: {faults['lost']}.** In the order of the calls nothing gets its name, "
+            f"or is removed, before what it stands on is synced: {len(faults['unsynced'])} exceptions.")
+    well = not faults["lost"] and not faults["unsynced"]
+    if "full" in found:
+        full, frozen = found["full"], found["read-only"]
+        text += (f"\n\nOn {full['disks']} file systems with room for 0, 1, 2, … pages more than the run has, {full['full']} "
+                 f"of which filled up in training: lost {full['lost']}, not ended with one line and exit code 2 or 3: "
+                 f"{full['unclear']}. On one that was remounted read-only `train` is refused in "
+                 f"{frozen['lines']} line and `eval` {'works' if frozen['read'] else 'fails'}.")
+        well = well and not full["lost"] and not full["unclear"] and frozen["refused"] and frozen["read"]
+    return "System calls", text, well
+
+
+def of_reading(found: dict[str, Any]) -> tuple[str, str, bool]:
+    """The same."""
+    rows, well = [], True
+    for name, figures in found.items():
+        outcomes = dict(figures["outcomes"])
+        told = [outcomes.pop(kind, 0) for kind in ("refused", "harmless", "another one's")]
+        rows.append("| " + " | ".join([name, f"{figures['files']:,}", *(f"{count:,}" for count in told),
+                                       f"{sum(outcomes.values()):,}", f"{figures['slowest']:.2f} s"]) + " |")
+        well = well and not outcomes
+    head = ["| files | damaged | refused in one line | harmless | another valid one | anything else | slowest |",
+            "|---|---|---|---|---|---|---|"]
+    return "Damaged files", "\n".join([
+        "`python tests/faults/reading.py` flips bits, truncates, lengthens, swaps and zeroes blocks, enlarges headers and",
+        "numbers, nests brackets, and gives each file to the command, in a process with 1 GB to spare and 10 s for each.",
+        "", *head, *rows, "",
+        "Harmless: what was read is what there was before, as after damage to a comment. Another valid one: where the damage",
+        "carries checksums that fit it, or where a file written by hand has none, it is a file like any other; what it says",
+        "is checked, and what it can't say is refused."]), well
+
+
+def of_endurance(found: dict[str, Any]) -> tuple[str, str, bool]:
+    """The same."""
+    return "Endurance", (
+        f"`python tests/faults/endurance.py`: {found['updates']:,} updates of a tiny model, logged, validated and saved "
+        f"along the way. Resident memory was {found['half']:,} bytes at half of them and {found['end']:,} at the end; the "
+        f"largest of the last quarter exceeds the largest of the one before by {found['growth']:,} bytes "
+        f"({'flat' if found['flat'] else 'it grows'}; 1 MiB is allowed)."), found["flat"]
+
+
+CAMPAIGNS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], tuple[str, str, bool]]]] = {
+    "kills": (lambda: kills.main(200), of_kills), "calls": (calls.main, of_calls),
+    "reading": (reading.main, of_reading), "endurance": (lambda: endurance.main(endurance.UPDATES), of_endurance),
+}
+
+
+def write(heading: str, text: str, page: Path = PAGE) -> None:
+    """Puts a section in place of the one with that heading, or at the page's end."""
+    title, *sections = page.read_text(encoding="utf-8").split("\n## ")
+    kept = {section.partition("\n")[0]: section.partition("\n")[2] for section in sections}
+    kept[heading] = f"\n{text.strip()}\n"
+    page.write_text("\n## ".join([title, *(f"{name}\n{body}" for name, body in kept.items())]), encoding="utf-8")
+
+
+def main(names: list[str]) -> int:
+    """Exit status 1 if anything was lost, different, accepted, or grew."""
+    failed = []
+    for name in names or list(CAMPAIGNS):
+        measure, tell = CAMPAIGNS[name]
+        found = measure()
+        heading, text, well = tell(found)
+        print(found, flush=True)
+        write(heading, text)
+        if not well:
+            failed.append(name)
+    print(f"failed: {', '.join(failed)}" if failed else "nothing lost")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
