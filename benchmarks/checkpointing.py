@@ -1,6 +1,6 @@
 """What a checkpoint costs training: updates alone, beside a checkpoint's writing, and before one that training waits for.
 
-python benchmarks/checkpointing.py [--quick] [--repeats N] [--json FILE]. The three take turns; a checkpoint is written every
+python benchmarks/checkpointing.py [--quick] [--case NAME] [--repeats N] [--json FILE]. The three take turns; a checkpoint is written every
 INTERVAL seconds, of which the share is told. The folder is a temporary one: TMPDIR says on which disk.
 """
 
@@ -85,14 +85,17 @@ def main() -> None:
     """Prints a row for each model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny models, to try the script out")
+    parser.add_argument("--case", action="append", choices=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    rows = [measure(name, asked.quick, asked.repeats) for name in CASES]
-    for row in rows:
+    rows = []
+    for name in asked.case or CASES:
+        row = measure(name, asked.quick, asked.repeats)
+        rows.append(row)
         print(f"{row['case']}: {row['parameters']:,} parameters, a checkpoint of {row['bytes'] / 1e6:.1f} MB every "
               f"{INTERVAL} s adds {row['added']['beside']:.3f} s while training goes on ({row['share']['beside']:.2%}), "
-              f"{row['added']['waiting']:.3f} s where it waits ({row['share']['waiting']:.2%})")
+              f"{row['added']['waiting']:.3f} s where it waits ({row['share']['waiting']:.2%})", flush=True)
     if asked.json:
         asked.json.write_text(json.dumps({"rows": rows}, indent=1))
 

@@ -124,7 +124,7 @@ def check_sight(config: ModelConfig) -> None:
 
 
 def _forget_after(log: Path, update: int, validated: int | None) -> None:
-    """Takes from the log what will be done, and logged, again: later updates, the checkpoint's validation if that is left."""
+    """Takes from the log what will be done, and logged, again: later updates, its own validation if that is left."""
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
     last = update if validated == update else update - 0.5
     kept = [line for line in lines if _update_of(line) <= (last if '"valid_loss"' in line else update)]

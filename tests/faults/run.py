@@ -20,9 +20,9 @@ def of_kills(found: dict[str, Any]) -> tuple[str, str, bool]:
     """Heading, text, and whether all went well."""
     by_event, by_time = found["event"], found["time"]
     lost = by_event["lost"] + by_time["lost"] + by_event["different"] + by_time["different"]
-    text = (f"`python tests/faults/kills.py 200` trains a small run with dropout, a schedule, a checkpoint every 3 updates and "
-            f"a validation every 7, kills it with SIGKILL and resumes it, over and over. At random events, of which a run has "
-            f"{by_event['events']:,} (updates, and calls that change or sync files, in the thread that writes too): "
+    text = (f"`python tests/faults/kills.py 200` trains a small run with dropout, a schedule, a checkpoint every 3 updates "
+            f"and a validation every 7, kills it with SIGKILL and resumes it, over and over. At random events, of which a run "
+            f"has {by_event['events']:,} (updates, and calls that change or sync files, in the thread that writes too): "
             f"{by_event['kills']} kills in {by_event['runs']} runs; after random times: {by_time['kills']} in "
             f"{by_time['runs']}. **Lost: {by_event['lost'] + by_time['lost']}. Other than the uninterrupted run, in any bit "
             f"of parameters, optimiser, past, progress or logged loss: {by_event['different'] + by_time['different']}.**")
@@ -32,10 +32,10 @@ def of_kills(found: dict[str, Any]) -> tuple[str, str, bool]:
 def of_calls(found: dict[str, Any]) -> tuple[str, str, bool]:
     """The same."""
     faults, well = found["calls"], True
-    text = (f"`python tests/faults/calls.py` (strace injects) lets each of the {faults['calls']} system calls of a "
-            f"checkpoint's writing, and of the older one's removal, fail with ENOSPC, EIO, EROFS and EACCES, or sends "
-            f"SIGKILL there: {faults['faults']} faults, of which the writer reported {faults['refused']}, {faults['killed']} killed "
-            f"it, and {faults['whole']} did no harm (an older folder that stayed, say). **Runs left without a loadable "
+    text = (f"`python tests/faults/calls.py` (strace injects) lets each of the {faults['calls']} system calls of "
+            f"a checkpoint's writing, and of the older one's removal, fail with ENOSPC, EIO, EROFS and EACCES, or sends "
+            f"SIGKILL there: {faults['faults']} faults, of which the writer reported {faults['refused']}, {faults['killed']} "
+            f"killed it, and {faults['whole']} did no harm (an older folder that stayed, say). **Runs left without a loadable "
             f"checkpoint, or unable to write the next: {faults['lost']}.** In the order of the calls nothing gets its name, "
             f"or is removed, before what it stands on is synced: {len(faults['unsynced'])} exceptions.")
     well = not faults["lost"] and not faults["unsynced"]
@@ -65,8 +65,8 @@ def of_reading(found: dict[str, Any]) -> tuple[str, str, bool]:
         "numbers, nests brackets, and gives each file to the command, in a process with 1 GB to spare and 10 s for each.",
         "", *head, *rows, "",
         "Harmless: what was read is what there was before, as after damage to a comment. Another valid one: where damage",
-        "carries checksums that fit it, or a file written by hand or by others has none, it is a file like any other; what it",
-        "says is checked, and what it can't say is refused."]), well
+        "carries checksums that fit it, or a file written by hand or by others has none, it is a file like any other; what",
+        "it says is checked, and what it can't say is refused."]), well
 
 
 def of_endurance(found: dict[str, Any]) -> tuple[str, str, bool]:
