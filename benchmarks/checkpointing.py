@@ -1,7 +1,7 @@
 """What a checkpoint costs training: updates alone, beside a checkpoint's writing, and before one that training waits for.
 
-python benchmarks/checkpointing.py [--quick] [--case NAME] [--repeats N] [--json FILE]. The three take turns; a checkpoint is written every
-INTERVAL seconds, of which the share is told. The folder is a temporary one: TMPDIR says on which disk.
+python benchmarks/checkpointing.py [--quick] [--case NAME] [--repeats N] [--json FILE]. The three take turns; a checkpoint
+is written every INTERVAL seconds, of which the share is told. The folder is a temporary one: TMPDIR says on which disk.
 """
 
 import argparse

@@ -4,6 +4,7 @@ python tests/faults/run.py [kills] [calls] [reading] [endurance]
 """
 
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ def of_kills(found: dict[str, Any]) -> tuple[str, str, bool]:
     by_event, by_time = found["event"], found["time"]
     lost = by_event["lost"] + by_time["lost"] + by_event["different"] + by_time["different"]
     text = (f"`python tests/faults/kills.py 200` trains a small run with dropout, a schedule, a checkpoint every 3 updates "
-            f"and a validation every 7, kills it with SIGKILL and resumes it, over and over. At random events, of which a run "
+            f"and a validation every 7, kills it with SIGKILL and resumes it, over and over. At random events, of which a "
+            f"run "
             f"has {by_event['events']:,} (updates, and calls that change or sync files, in the thread that writes too): "
             f"{by_event['kills']} kills in {by_event['runs']} runs; after random times: {by_time['kills']} in "
             f"{by_time['runs']}. **Lost: {by_event['lost'] + by_time['lost']}. Other than the uninterrupted run, in any bit "
@@ -33,9 +35,12 @@ def of_calls(found: dict[str, Any]) -> tuple[str, str, bool]:
     """The same."""
     faults, well = found["calls"], True
     text = (f"`python tests/faults/calls.py` (strace injects) lets each of the {faults['calls']} system calls of "
-            f"a checkpoint's writing, and of the older one's removal, fail with ENOSPC, EIO, EROFS and EACCES, or sends "
-            f"SIGKILL there: {faults['faults']} faults, of which the writer reported {faults['refused']}, {faults['killed']} "
-            f"killed it, and {faults['whole']} did no harm (an older folder that stayed, say). **Runs left without a loadable "
+            f"a checkpoint's writing, and of the older one's removal, fail with ENOSPC, EIO, EROFS and EACCES, or "
+            f"sends "
+            f"SIGKILL there: {faults['faults']} faults, of which the writer reported {faults['refused']}, "
+            f"{faults['killed']} "
+            f"killed it, and {faults['whole']} "
+            f"did no harm (an older folder that stayed, say). **Runs left without a loadable "
             f"checkpoint, or unable to write the next: {faults['lost']}.** In the order of the calls nothing gets its name, "
             f"or is removed, before what it stands on is synced: {len(faults['unsynced'])} exceptions.")
     well = not faults["lost"] and not faults["unsynced"]
@@ -88,7 +93,9 @@ def write(heading: str, text: str, page: Path = PAGE) -> None:
     """Puts a section in place of the one with that heading, or at the page's end."""
     title, *sections = page.read_text(encoding="utf-8").split("\n## ")
     kept = {section.partition("\n")[0]: section.partition("\n")[2] for section in sections}
-    kept[heading] = f"\n{text.strip()}\n"
+    paragraphs = [part if part.startswith("|") or "\n|" in part else textwrap.fill(part, 124)
+                  for part in text.strip().split("\n\n")]
+    kept[heading] = "\n" + "\n\n".join(paragraphs) + "\n"
     page.write_text("\n## ".join([title, *(f"{name}\n{body}" for name, body in kept.items())]), encoding="utf-8")
 
 
