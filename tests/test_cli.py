@@ -265,9 +265,10 @@ def test_evaluation_gives_the_units_of_its_tokens(command, train_on, kind, text)
     assert result["source"] == str(text)
     assert (result["split"], result["protocol"], result["block"]) == ("valid", "every-token", 8)
     assert ("perplexity" in result) == (kind == "word")
-    assert ("bits_per_byte" in result) == (kind != "word")
-    if kind == "character":
-        assert result["bits_per_byte"] == pytest.approx(result["bits_per_character"], rel=1e-12)  # the text is ASCII
+    bits_of_all = result["loss"] / math.log(2) * count
+    assert result["bits_per_byte"] == pytest.approx(bits_of_all / len(valid), rel=1e-12)  # the text is ASCII
+    if kind == "byte":
+        assert result["bits_per_character"] == result["bits_per_byte"]
     if kind == "word":
         line_ends = valid.count("\n")  # the first token is a word: every <eos> is a target
         assert result["perplexity"] == pytest.approx(math.exp(result["loss"]), rel=1e-12)
