@@ -30,8 +30,8 @@ BUDGET = 0.01  # largest difference between two variants' counts of parameters, 
 # values of the context: 2 · 256 + D vectors make up for both
 SIZES = {"all-attention": (256, 0), "attention-split": (256, 0), "head-split": (640, 0), "single-head": (256, 0),
          "ff-attention": (0, 256), "transformer": (0, 256)}
-QUICK = ("train.updates=2", "train.last_updates=0", "train.warm_up=0", "train.batch=2", "train.block=8",
-         "train.evaluate_tokens=64")
+QUICK = ("model.width=8", "model.heads=2", "model.layers=1", "model.span=8", "train.updates=2", "train.last_updates=0",
+         "train.warm_up=0", "train.batch=2", "train.block=8", "train.evaluate_tokens=64")
 EVALUATION, START, END = "evaluation.json", "<!-- table -->", "<!-- end of table -->"
 
 
@@ -39,14 +39,15 @@ EVALUATION, START, END = "evaluation.json", "<!-- table -->", "<!-- end of table
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/ablations"), show_default=True)
 @click.option("--page", type=click.Path(path_type=Path), default=PAGE, help="Where the table is put in.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--quick", is_flag=True, help="Two small updates of one seed: whether it runs, not what comes out.")
+@click.option("--variant", "variants", type=click.Choice(list(SIZES)), multiple=True, help="Train these only; repeatable.")
+@click.option("--quick", is_flag=True, help="Two updates of a tiny model, one seed: whether it runs, not what comes out.")
 @click.option("--table-only", is_flag=True, help="Of the runs that are finished; train nothing.")
-def main(out: Path, page: Path, threads: int, quick: bool, table_only: bool) -> None:
+def main(out: Path, page: Path, threads: int, variants: tuple[str, ...], quick: bool, table_only: bool) -> None:
     """Trains what is not there yet, one seed of all variants after another, and writes the table."""
     counts = budgets()
     seeds = SEEDS[:1] if quick else SEEDS
     for seed in () if table_only else seeds:
-        for variant in SIZES:
+        for variant in variants or SIZES:
             finish(out / f"{variant}-{seed}", assignments(variant, seed) + (list(QUICK) if quick else []), threads)
     found = {variant: [json.loads(path.read_text("utf-8")) for seed in seeds
                        if (path := out / f"{variant}-{seed}" / EVALUATION).exists()] for variant in SIZES}

@@ -321,6 +321,42 @@ def test_both_protocols_score_what_they_say(command, trained):
     assert published["loss"] == pytest.approx(sum(means) / len(means), rel=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "block", "past"), [("byte", 80, 2100), ("word", 64, 640)])
+def test_transformer_xls_protocol_by_its_own_values(command, train_on, kind, block, past):
+    """Ten rows; the learned distances of this model, 8 of them, are the farthest that it tells apart."""
+    run = train_on(kind)
+    result = strict(command("eval", run, "--protocol", "transformer-xl", "--json").out)
+    assert [result[key] for key in ("streams", "block", "past", "clamp")] == [10, block, past, 8]
+    once = strict(command("eval", run, "--json").out)
+    assert [once[key] for key in ("streams", "block", "past", "clamp")] == [8, 8, 8, None]
+    assert result["tokens"] == 10 * ((once["tokens"] + 1) // 10 - 1)
+    assert "conventions" in result
+    asked = strict(command("eval", run, "--streams", 2, "--block", 5, "--past", 20, "--clamp", 3, "--json").out)
+    assert [asked[key] for key in ("streams", "block", "past", "clamp")] == [2, 5, 20, 3]
+    assert "clamped to 3" in command("eval", run, "--past", 20, "--clamp", 3).out
+
+
+def test_the_interval_is_told(command, trained):
+    """The training split of 1.5 kB: every measure lies within its own interval, as a table too."""
+    result = strict(command("eval", trained, "--split", "train", "--json").out)
+    interval = result["interval"]
+    assert (interval["level"], interval["method"], interval["seed"]) == (0.95, "circular block bootstrap", 0)
+    for name in ("loss", "bits_per_character", "bits_per_byte"):
+        low, high = interval[name]
+        assert low < result[name] < high < low * 1.2
+    low, high = interval["bits_per_byte"]
+    assert f"95 %: {low:.4f} to {high:.4f}" in command("eval", trained, "--split", "train").out
+    short = strict(command("eval", trained, "--streams", 1, "--block", 99, "--json").out)
+    assert (short["tokens"] < 9 * 16, short["interval"]) == (True, None)  # so few say nothing of their spread
+
+
+def test_a_past_beyond_the_learned_distances_is_refused(command, trained):
+    end = command("eval", trained, "--past", 9)
+    assert (end.code, end.err.count("\n")) == (2, 1)
+    assert "--past: expected at most 8" in end.err
+    assert "--clamp" in end.err
+
+
 def test_evaluation_of_another_text_with_the_models_words(command, train_on, tmp_path):
     """The other text has other words in another order: it is read with the model's, an unknown one as <unk>."""
     run = train_on("word", "--set", "data.unknown=<unk>")
