@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from refimpl.arrays import random_stream
 
-CELL = 16  # tokens whose losses are kept as one sum: 50 MB for a text of 100 million
+CELL = 16  # tokens whose losses are kept as one sum: 100 MB for a text of 100 million
 CELLS_AT_MOST = 65_536  # of a longer text neighbours are added up: its blocks are then in larger units
 CELLS_AT_LEAST = 10  # fewer say nothing of their spread
 RESAMPLES = 2000
