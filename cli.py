@@ -95,29 +95,34 @@ def train(
 @click.option("--data", "data_path", help="Another text than the run's, encoded with its vocabulary's rules.")
 @store_option
 @click.option("--split", type=click.Choice(["train", "valid", "test"]), default="valid", show_default=True)
-@click.option("--block", type=click.IntRange(1), help="Tokens of a segment.  [default: as trained]")
-@click.option("--streams", type=click.IntRange(1), default=8, show_default=True, help="Rows that the text is cut into.")
-@click.option("--protocol", type=click.Choice(["every-token", "published"]), default="every-token", show_default=True,
-              help="Score every token once, or drop the tail and average block means as the published code does.")
+@click.option("--protocol", type=click.Choice(["every-token", "published", "transformer-xl"]), default="every-token",
+              show_default=True, help="Every token once; or as the published code of all-attention, or of Transformer-XL.")
+@click.option("--streams", type=click.IntRange(1), help="Rows that the text is cut into.  [default: 8, transformer-xl 10]")
+@click.option("--block", type=click.IntRange(1), help="Tokens of a segment.  [default: as trained, transformer-xl 80 or 64]")
+@click.option("--past", type=click.IntRange(1),
+              help="Positions that a token may see.  [default: the model's span, transformer-xl 2100 or, of words, 640]")
+@click.option("--clamp", type=click.IntRange(1),
+              help="Farther positions count as so far.  [default: none, transformer-xl 820 or, of words, 400]")
 @checkpoint_option
 @click.option("--yardsticks", is_flag=True, help="Print the same text's score under count models of order 1, 2 and 4 too.")
 @computing_options
 @as_json
 def evaluate(
-    run: Path, data_path: str | None, store: Path | None, split: str, block: int | None, streams: int, protocol: str,
-    which: str, yardsticks: bool, kernels: str, threads: int | None, as_json: bool,
+    run: Path, data_path: str | None, store: Path | None, split: str, protocol: str, streams: int | None, block: int | None,
+    past: int | None, clamp: int | None, which: str, yardsticks: bool, kernels: str, threads: int | None, as_json: bool,
 ) -> None:
-    """Score a split of the text with a run's newest checkpoint, or another one.
+    """Score a split of the text, with a 95 % interval, by a run's newest checkpoint or another one.
 
     \b
     refimpl eval runs/mine --split test --checkpoint best --yardsticks
+    refimpl eval runs/mine --protocol transformer-xl --json
     """
     use_kernels(kernels, store)
     use_threads(threads)
     from refimpl import console, results
 
-    result = results.evaluate_run(run, data_path, store_folder(store), split, block, streams, protocol, yardsticks,
-                                  which)
+    how = results.HowToScore(protocol, streams, block, past, clamp)
+    result = results.evaluate_run(run, data_path, store_folder(store), split, how, yardsticks, which)
     _tell_passed_over(result["passed_over"], result["checkpoint"])
     console.show(result, console.evaluation_text(result), as_json)
 

@@ -105,6 +105,20 @@ def published_blocks(tokens: Tokens, streams: int, block: int) -> Iterator[Segme
     return (_segment(tokens, starts, low, low + block) for low in range(0, length - block, block))
 
 
+def transformer_xl_blocks(tokens: Tokens, streams: int, block: int) -> Iterator[Segment]:
+    """Segments as Transformer-XL's published evaluation cuts them: n // streams tokens a row, the last block shorter.
+
+    What does not fill the rows is dropped, and each row's first token is no target. Only the first segment is a restart.
+    Raises InputError if a row has no target.
+    """
+    _check(tokens, "streams", streams, block)
+    length = len(tokens) // streams
+    if length < 2:
+        raise InputError(f"text of {len(tokens)} tokens: expected at least 2 × streams = {2 * streams}, got {len(tokens)}")
+    starts = np.arange(streams) * length
+    return (_segment(tokens, starts, low, min(low + block, length - 1)) for low in range(0, length - 1, block))
+
+
 def _segment(tokens: Tokens, starts: npt.NDArray[np.int64], low: int, high: int) -> Segment:
     places = starts[:, None] + np.arange(low, high)
     return Segment(np.array(tokens[places], np.int64), np.array(tokens[places + 1], np.int64), low == 0)

@@ -76,17 +76,30 @@ def bench_text(result: Mapping[str, Any]) -> str:
 
 
 def evaluation_text(result: Mapping[str, Any]) -> str:
-    """A model's score in the units of its vocabulary, then the yardsticks."""
-    unit = result["unit"]
-    rows = [(f"{result['source']}, {result['split']}", f"{result['tokens']:,} {unit}s scored"),
-            (f"this model, update {result['updates']}", f"{result[f'bits_per_{unit}']:.4f} bits per {unit}")]
-    if unit == "character":
-        rows.append(("", f"{result['bits_per_byte']:.4f} bits per byte"))
+    """A model's score in the units of its vocabulary, each with its interval, how it was measured, then the yardsticks."""
+    unit, interval = result["unit"], result["interval"] or {}
+    how = f"{result['protocol']}: {result['streams']} streams, blocks of {result['block']}, past {result['past']}"
+    rows: list[tuple[str, ...]] = [
+        (f"{result['source']}, {result['split']}", f"{result['tokens']:,} {unit}s scored"),
+        (how + (f", clamped to {result['clamp']}" if result["clamp"] else ""), f"update {result['updates']}")]
+    per_token = "bits_per_character" if unit == "byte" else f"bits_per_{unit}"
+    # of bytes the two are one, unless the text's line ends are dropped
+    same = unit == "byte" and result[per_token] == result["bits_per_byte"]
+    for name in ["bits_per_byte"] if same else [per_token, "bits_per_byte"]:
+        rows.append(("this model", f"{result[name]:.4f} {name.replace('_', ' ')}", *_ends(interval.get(name), ".4f")))
     if unit == "word":
         labels = {"perplexity": "perplexity, <eos> counted", "perplexity_without_eos": "perplexity per word without <eos>"}
-        rows += [(label, "infinite" if result[name] is None else f"{result[name]:.3f}") for name, label in labels.items()]
+        rows += [(label, _number(result[name], ".3f"), *_ends(interval.get(name), ".3f")) for name, label in labels.items()]
     rows += [(name, f"{bits:.4f} bits per {unit}") for name, bits in result.get("yardsticks", {}).items()]
     return table(rows)
+
+
+def _ends(interval: Sequence[float | None] | None, form: str) -> list[str]:
+    return [f"95 %: {' to '.join(_number(end, form) for end in interval)}"] if interval else []
+
+
+def _number(value: float | None, form: str) -> str:
+    return "infinite" if value is None else format(value, form)
 
 
 def gradcheck_text(kind: str, name: str, report: Any) -> str:

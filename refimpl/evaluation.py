@@ -1,15 +1,14 @@
 """How well a model predicts a text: mean loss per token, bits, perplexity."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from refimpl import model
-from refimpl.arrays import Array, quiet, to_library_of
+from refimpl import intervals, model
+from refimpl.arrays import Array, quiet, to_host, to_library_of
 from refimpl.config import ModelConfig
 from refimpl.errors import InputError, NonFiniteError
 from refimpl.inputs import initial_past
-from refimpl.parameters import Parameters
 from refimpl.training import Segment
 from refimpl.variants import attention_core, attention_path
 
@@ -28,11 +27,15 @@ def until(stop: Callable[[], bool], blocks: Iterable[Segment]) -> Iterator[Segme
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss in nats per token, over `tokens` scored; `line_ends` of them are `<eos>` (0 where lines have none)."""
+    """loss in nats per token, over `tokens` scored; `line_ends` of them are `<eos>` (0 where lines have none).
+
+    cells: what was lost where in the text, for an interval.
+    """
 
     loss: float
     tokens: int
     line_ends: int = 0
+    cells: intervals.Cells | None = field(default=None, compare=False, repr=False)
 
     @property
     def bits(self) -> float:
@@ -49,9 +52,14 @@ class Evaluation:
         """e^(total loss / words), with `<eos>` predicted but not counted as a word: the literature's other convention."""
         return _exp(self.loss * self.tokens / max(1, self.tokens - self.line_ends))
 
+    def at(self, loss: float) -> "Evaluation":
+        """The same text with another loss: an interval's end in every unit."""
+        return Evaluation(loss, self.tokens, self.line_ends)
+
 
 def evaluate(
-    p: Parameters, config: ModelConfig, blocks: Iterable[Segment], end_of_line: int | None = None, weighted: bool = True
+    p: Mapping[str, Array], config: ModelConfig, blocks: Iterable[Segment], end_of_line: int | None = None,
+    weighted: bool = True,
 ) -> Evaluation:
     """Scores the blocks' targets, the past carried over from block to block.
 
@@ -59,30 +67,27 @@ def evaluate(
     than the one before goes on with the first of them. Raises InputError if there is no block, NonFiniteError if the
     loss is not finite.
     """
-    total, means, count, tokens, line_ends = 0.0, 0.0, 0, 0, 0
-    past = initial_past(config, 0, p.vector)
+    total, means, tokens, line_ends = 0.0, 0.0, 0, 0
+    like = next(iter(p.values()))
+    past, cells = initial_past(config, 0, like), []
     for block in blocks:
         rows = len(block.tokens)
-        past = initial_past(config, rows, p.vector) if block.restart else past[:, :rows]
-        inputs, targets = (to_library_of(p.vector, array) for array in (block.tokens, block.targets))
+        past = initial_past(config, rows, like) if block.restart else past[:, :rows]
+        inputs, targets = (to_library_of(like, array) for array in (block.tokens, block.targets))
         with quiet():
-            core = attention_core(attention_path("auto", config, *inputs.shape), p.vector)
+            core = attention_core(attention_path("auto", config, *inputs.shape), like)
             out = model.forward(p, config, inputs, targets, past, core=core)
         past, size = out.past, block.targets.size
-        loss = _sum(out.token_loss)
-        total, means, count, tokens = total + loss, means + loss / size, count + 1, tokens + size
+        cells.append(intervals.cells_of(to_host(out.token_loss)))
+        loss = float(cells[-1].sums.sum())
+        total, means, tokens = total + loss, means + loss / size, tokens + size
         line_ends += 0 if end_of_line is None else int((block.targets == end_of_line).sum())
-    if not count:
+    if not cells:
         raise InputError("evaluation: expected at least one block of text, got none")
-    loss = total / tokens if weighted else means / count
+    loss = total / tokens if weighted else means / len(cells)
     if not math.isfinite(loss):
         raise NonFiniteError(f"evaluation: expected a finite loss, got {loss}")
-    return Evaluation(loss, tokens, line_ends)
-
-
-def _sum(token_loss: Array) -> float:
-    """Σ in float64, whatever the model's dtype: a long text's total would lose digits in float32."""
-    return float(token_loss.sum(dtype="float64"))
+    return Evaluation(loss, tokens, line_ends, intervals.in_text_order(cells))
 
 
 def _exp(x: float) -> float:

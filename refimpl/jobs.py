@@ -14,6 +14,7 @@ from refimpl.datasets.batches import Batches
 from refimpl.datasets.corpus import Corpus, open_corpus
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation
+from refimpl.protocols import settle
 from refimpl.results import run_data, score, unit_of, vocabulary_of
 from refimpl.running import Evaluate
 
@@ -146,7 +147,8 @@ def _opened(run: runs.Run, corpus: Corpus) -> Opened:
 
     def validate(stop: Callable[[], bool]) -> Evaluation:
         start = corpus.valid[: saved.train_config.evaluate_tokens or None]
-        return score(saved.parameters, saved.config, start, corpus.vocabulary, saved.train_config.block, stop=stop)
+        protocol = settle("every-token", unit_of(corpus.vocabulary), saved.config, saved.train_config.block)
+        return score(saved.parameters, saved.config, start, corpus.vocabulary, protocol, stop)
 
     return Opened(run, unit_of(corpus.vocabulary), validate)
 

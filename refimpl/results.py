@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refimpl import checkpoint, generation, settings
+from refimpl import checkpoint, generation, intervals, protocols, settings
 from refimpl.arrays import Array
 from refimpl.checkpoint import Checkpoint
 from refimpl.config import DataConfig, ModelConfig
-from refimpl.datasets.batches import every_token_once, published_blocks
+from refimpl.datasets.batches import every_token_once, published_blocks, transformer_xl_blocks
 from refimpl.datasets.corpus import open_corpus
 from refimpl.datasets.vocabulary import Tokens, Vocabulary
 from refimpl.datasets.yardsticks import yardsticks
@@ -19,45 +19,73 @@ from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation, evaluate, until
 from refimpl.parameters import Parameters
 
-STREAMS = 8
+CUTS = {"every-token": every_token_once, "published": published_blocks, "transformer-xl": transformer_xl_blocks}
 
 
 def score(
-    p: Parameters, config: ModelConfig, tokens: Tokens, vocabulary: Vocabulary, block: int, streams: int = STREAMS,
-    protocol: str = "every-token", stop: Callable[[], bool] = lambda: False,
+    p: Parameters, config: ModelConfig, tokens: Tokens, vocabulary: Vocabulary, protocol: protocols.Protocol,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """A text's loss: every token once, or as published (whole blocks only, the mean of their means).
+    """A text's loss under a protocol. Raises StoppedError once stop() says so."""
+    blocks = until(stop, CUTS[protocol.name](tokens, protocol.streams, protocol.block))
+    return evaluate(*protocols.prepared(p, config, protocol), blocks, vocabulary.end_of_line, protocol.weighted)
 
-    Raises StoppedError once stop() says so.
-    """
-    cut = published_blocks if protocol == "published" else every_token_once
-    return evaluate(p, config, until(stop, cut(tokens, streams, block)), vocabulary.end_of_line, protocol != "published")
+
+class HowToScore(NamedTuple):
+    """What `eval` was asked for: a protocol's name, and what differs from its own values; None = not said."""
+
+    protocol: str = "every-token"
+    streams: int | None = None
+    block: int | None = None
+    past: int | None = None
+    clamp: int | None = None
 
 
 def evaluate_run(
-    path: Path, data_path: str | None, store: Path, split: str, block: int | None, streams: int, protocol: str,
-    with_yardsticks: bool, which: str = "latest",
+    path: Path, data_path: str | None, store: Path, split: str, how: HowToScore, with_yardsticks: bool,
+    which: str = "latest",
 ) -> dict[str, Any]:
     """The result of `eval`: losses of a split in every unit that applies, what they were measured on, and how."""
     saved = checkpoint.load(path, which)
     corpus = open_corpus(run_data(path, saved, data_path), store, vocabulary_of(saved))
-    block = block or saved.train_config.block
-    tokens = getattr(corpus, split)
-    result = score(saved.parameters, saved.config, tokens, corpus.vocabulary, block, streams, protocol)
-    unit, size = unit_of(corpus.vocabulary), corpus.sizes[split]
+    tokens, unit = getattr(corpus, split), unit_of(corpus.vocabulary)
+    name, *given = how
+    protocol = protocols.settle(name, unit, saved.config, saved.train_config.block, *given)
+    result = score(saved.parameters, saved.config, tokens, corpus.vocabulary, protocol)
     report: dict[str, Any] = {
         "checkpoint": str(saved.path), "passed_over": saved.passed_over, "updates": saved.optimizer.updates,
-        "source": corpus.source, "text_sha256": corpus.sha256, "split": split, "protocol": protocol, "streams": streams,
-        "block": block, "tokens": result.tokens, "unit": unit, "loss": result.loss, f"bits_per_{unit}": result.bits,
+        "source": corpus.source, "text_sha256": corpus.sha256, "conventions": corpus.describe()["conventions"],
+        "split": split, "protocol": name, "streams": protocol.streams, "block": protocol.block, "past": protocol.past,
+        "clamp": protocol.farthest, "tokens": result.tokens, "line_ends": result.line_ends, "unit": unit,
     }
-    if unit == "character":
-        report["bits_per_byte"] = result.bits * len(tokens) / size
-    if unit == "word":
-        for name in ("perplexity", "perplexity_without_eos"):  # JSON has no infinity
-            report[name] = getattr(result, name) if math.isfinite(getattr(result, name)) else None
+    per_byte = len(tokens) / corpus.sizes[split]
+    report |= measures(result, unit, per_byte)
+    report["interval"] = interval_of(result, unit, per_byte)
     if with_yardsticks:
         report["yardsticks"] = yardsticks(corpus.train, tokens, corpus.vocabulary.size)
     return report
+
+
+def measures(result: Evaluation, unit: str, per_byte: float) -> dict[str, float | None]:
+    """A loss in every unit that applies; per_byte: the text's tokens for each of its bytes. JSON has no infinity: None.
+
+    Bytes are the literature's characters; where line ends are dropped, they are more than the tokens.
+    """
+    found = {"loss": result.loss, f"bits_per_{'character' if unit == 'byte' else unit}": result.bits,
+             "bits_per_byte": result.bits * per_byte}
+    if unit == "word":
+        found |= {"perplexity": result.perplexity, "perplexity_without_eos": result.perplexity_without_eos}
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+def interval_of(result: Evaluation, unit: str, per_byte: float) -> dict[str, Any] | None:
+    """The 95 % interval of every measure, how it came about; None of a text too short for one."""
+    found = intervals.interval(result.cells) if result.cells else None
+    if found is None:
+        return None
+    low, high = (measures(result.at(end), unit, per_byte) for end in (found.low, found.high))
+    return {"level": intervals.LEVEL, "method": "circular block bootstrap", "block_tokens": found.block,
+            "resamples": intervals.RESAMPLES, "seed": found.seed, **{name: [low[name], high[name]] for name in low}}
 
 
 class Passages(NamedTuple):

@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import ablations
 import measure
 import numpy as np
 import profile_update
@@ -74,6 +75,44 @@ def test_the_peers_are_given_the_positions_that_a_head_needs():
     config = update.ModelConfig(vocabulary=7, width=8, heads=2, layers=2, span=256, memory=3)
     p = {f"layers.{layer}.attention.span": np.array(spans) for layer, spans in enumerate([[0.0, 0.125], [0.124, 1.0]])}
     assert update.sizes_of(config, p) == (128, 256)
+
+
+def test_the_ablation_trains_each_variant_once_and_tells_of_it(tmp_path):
+    """A second call repeats nothing; a run that was stopped goes on; the page keeps what stands around the table."""
+    page, runs = tmp_path / "page.md", tmp_path / "runs"
+    page.write_text("before <!-- table --> old <!-- end of table --> after")
+    line = [sys.executable, str(FOLDER / "ablations.py"), "--quick", "--out", str(runs), "--page", str(page),
+            "--variant", "head-split", "--variant", "transformer"]
+    end = subprocess.run(line, capture_output=True, text=True)
+    assert end.returncode == 0, end.stderr
+    first = page.read_text()
+    assert first.startswith("before <!-- table -->\n|")
+    assert first.endswith("<!-- end of table --> after")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in end.stdout.splitlines()[2:]]
+    assert {row[0] for row in rows} == set(ablations.SIZES)
+    means = [float(row[2]) for row in rows if row[2] != "–"]
+    assert means == sorted(means)
+    assert len(means) == 2
+    assert {row[0]: int(row[1].replace(",", "")) for row in rows} == ablations.budgets()
+    (runs / "transformer-0" / ablations.EVALUATION).unlink()
+    shutil.rmtree(runs / "head-split-0" / "checkpoints")
+    (runs / "head-split-0" / ablations.EVALUATION).unlink()
+    end = subprocess.run(line, capture_output=True, text=True)
+    assert (end.returncode, page.read_text()) == (0, first)
+    assert end.stderr.count("validation") == 1  # head-split's: the transformer had only its evaluation to do
+
+
+def test_the_ablation_refuses_unequal_budgets_and_protocols(monkeypatch):
+    same = {"text_sha256": "a", "split": "valid", "protocol": "every-token", "streams": 8, "block": 64, "tokens": 9,
+            "updates": 2, "bits_per_byte": 2.0}
+    counts = dict.fromkeys(ablations.SIZES, 1000)
+    told = ablations.table({"transformer": [same, {**same, "bits_per_byte": 3.0}], "single-head": []}, counts)
+    assert "| transformer | 1,000 | 2.5000 | 0.7071 | 2.0000 3.0000 |" in told  # s = √((½² + ½²) / 1)
+    with pytest.raises(SystemExit, match="under one protocol"):
+        ablations.table({"transformer": [same, {**same, "block": 8}]}, counts)
+    monkeypatch.setitem(ablations.SIZES, "transformer", (0, 264))
+    with pytest.raises(SystemExit, match="within 1% of each other"):
+        ablations.budgets()
 
 
 def test_parts_of_an_update_are_told(tmp_path):

@@ -271,9 +271,10 @@ def test_evaluation_gives_the_units_of_its_tokens(command, train_on, kind, text)
     assert result["source"] == str(text)
     assert (result["split"], result["protocol"], result["block"]) == ("valid", "every-token", 8)
     assert ("perplexity" in result) == (kind == "word")
-    assert ("bits_per_byte" in result) == (kind != "word")
-    if kind == "character":
-        assert result["bits_per_byte"] == pytest.approx(result["bits_per_character"], rel=1e-12)  # the text is ASCII
+    bits_of_all = result["loss"] / math.log(2) * count
+    assert result["bits_per_byte"] == pytest.approx(bits_of_all / len(valid), rel=1e-12)  # the text is ASCII
+    if kind == "byte":
+        assert result["bits_per_character"] == result["bits_per_byte"]
     if kind == "word":
         line_ends = valid.count("\n")  # the first token is a word: every <eos> is a target
         assert result["perplexity"] == pytest.approx(math.exp(result["loss"]), rel=1e-12)
@@ -324,6 +325,42 @@ def test_both_protocols_score_what_they_say(command, trained):
     assert published["tokens"] == 3 * 7 * len(means) < len(valid) - 1
     assert published["protocol"] == "published"
     assert published["loss"] == pytest.approx(sum(means) / len(means), rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "block", "past"), [("byte", 80, 2100), ("word", 64, 640)])
+def test_transformer_xls_protocol_by_its_own_values(command, train_on, kind, block, past):
+    """Ten rows; the learned distances of this model, 8 of them, are the farthest that it tells apart."""
+    run = train_on(kind)
+    result = strict(command("eval", run, "--protocol", "transformer-xl", "--json").out)
+    assert [result[key] for key in ("streams", "block", "past", "clamp")] == [10, block, past, 8]
+    once = strict(command("eval", run, "--json").out)
+    assert [once[key] for key in ("streams", "block", "past", "clamp")] == [8, 8, 8, None]
+    assert result["tokens"] == 10 * ((once["tokens"] + 1) // 10 - 1)
+    assert "conventions" in result
+    asked = strict(command("eval", run, "--streams", 2, "--block", 5, "--past", 20, "--clamp", 3, "--json").out)
+    assert [asked[key] for key in ("streams", "block", "past", "clamp")] == [2, 5, 20, 3]
+    assert "clamped to 3" in command("eval", run, "--past", 20, "--clamp", 3).out
+
+
+def test_the_interval_is_told(command, trained):
+    """The training split of 1.5 kB: every measure lies within its own interval, as a table too."""
+    result = strict(command("eval", trained, "--split", "train", "--json").out)
+    interval = result["interval"]
+    assert (interval["level"], interval["method"], interval["seed"]) == (0.95, "circular block bootstrap", 0)
+    for name in ("loss", "bits_per_character", "bits_per_byte"):
+        low, high = interval[name]
+        assert low < result[name] < high < low * 1.2
+    low, high = interval["bits_per_byte"]
+    assert f"95 %: {low:.4f} to {high:.4f}" in command("eval", trained, "--split", "train").out
+    short = strict(command("eval", trained, "--streams", 1, "--block", 99, "--json").out)
+    assert (short["tokens"] < 9 * 16, short["interval"]) == (True, None)  # so few say nothing of their spread
+
+
+def test_a_past_beyond_the_learned_distances_is_refused(command, trained):
+    end = command("eval", trained, "--past", 9)
+    assert (end.code, end.err.count("\n")) == (2, 1)
+    assert "--past: expected at most 8" in end.err
+    assert "--clamp" in end.err
 
 
 def test_evaluation_of_another_text_with_the_models_words(command, train_on, tmp_path):

@@ -24,10 +24,12 @@ KINDS = {
     "test_layers": VALUE, "test_worked_values": VALUE, "test_worked_updates": VALUE, "test_attention": VALUE,
     "test_adaptive": VALUE, "test_optimizers": VALUE, "test_arrays": VALUE, "test_parameters": VALUE, "test_convert": VALUE,
     "test_datasets_batches": VALUE, "test_variants": VALUE, "test_docs_equations": VALUE, "test_scalar_model": SCALAR,
-    "test_evaluation_generation": VALUE, "test_model": VALUE, "test_training": TRAJECTORY, "test_continuation": PROPERTY,
-    "test_properties_attention": PROPERTY, "test_properties_output": PROPERTY, "test_properties_model": PROPERTY,
+    "test_evaluation_generation": VALUE, "test_intervals": VALUE, "test_protocols": SCALAR, "test_model": VALUE,
+    "test_training": TRAJECTORY, "test_continuation": PROPERTY, "test_properties_attention": PROPERTY,
+    "test_properties_output": PROPERTY, "test_properties_model": PROPERTY,
     "test_properties_arrays": PROPERTY, "test_properties_device": PROPERTY, "test_scalar_gradients": SCALAR,
     "test_tiled_attention": VALUE, "test_fused_softmax": VALUE, "test_masks": VALUE,
+    "test_hundred_updates": TRAJECTORY,
     "test_model_gradients": GRADIENT, "test_checks": GRADIENT,
 }
 
