@@ -11,3 +11,7 @@ class NonFiniteError(ArithmeticError):
 
 class CalledFailedError(Exception):
     """A function that is not ours, called to be checked, raised an error of its own."""
+
+
+class OutsideError(Exception):
+    """Something beyond this machine failed: no network, or a server that answers wrongly. The command line exits with 3."""

@@ -7,11 +7,11 @@ from typing import NoReturn
 
 import click
 
-from refimpl.errors import CalledFailedError, InputError, NonFiniteError
+from refimpl.errors import CalledFailedError, InputError, NonFiniteError, OutsideError
 
 PROBLEM, USAGE, OUTSIDE, INCOMPLETE, BUG, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 70, 130, 143
-"""Exit codes: the loss is not finite or a check failed; bad usage or input; a function that is not ours failed; a check
-could not decide; a bug of ours; stopped by a signal, a checkpoint written."""
+"""Exit codes: the loss is not finite or a check failed; bad usage or input; a function that is not ours, or a
+download, failed; a check could not decide; a bug of ours; stopped by a signal, a checkpoint written."""
 
 
 class EndedError(Exception):
@@ -61,7 +61,7 @@ def _verdict(error: Exception) -> tuple[str, int]:
         return "interrupted", INTERRUPTED
     if isinstance(error, NonFiniteError):
         return str(error), PROBLEM
-    if isinstance(error, CalledFailedError):
+    if isinstance(error, CalledFailedError | OutsideError):
         return str(error), OUTSIDE
     if isinstance(error, click.ClickException):
         hint = " (--help shows an example)" if isinstance(error, click.UsageError) else ""

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from refimpl import checkpoint, generation, settings
 from refimpl.arrays import Array
 from refimpl.checkpoint import Checkpoint
@@ -45,7 +47,8 @@ def evaluate_run(
     report: dict[str, Any] = {
         "checkpoint": str(saved.path), "passed_over": saved.passed_over, "updates": saved.optimizer.updates,
         "source": corpus.source, "text_sha256": corpus.sha256, "split": split, "protocol": protocol, "streams": streams,
-        "block": block, "tokens": result.tokens, "unit": unit, "loss": result.loss, f"bits_per_{unit}": result.bits,
+        "conventions": corpus.named_conventions(), "block": block, "tokens": result.tokens, "unit": unit,
+        "loss": result.loss, f"bits_per_{unit}": result.bits,
     }
     if unit == "character":
         report["bits_per_byte"] = result.bits * len(tokens) / size
@@ -96,9 +99,11 @@ def _vocabulary(saved: Checkpoint) -> Vocabulary:
 
 
 def _line_start(vocabulary: Vocabulary) -> Array:
-    """What a text without a prompt goes on from: a line's end, or the first symbol of characters that have none."""
-    without = vocabulary.kind == "character" and "\n" not in vocabulary.symbols
-    return _encoded(vocabulary, vocabulary.symbols[0] if without else "\n")
+    """What a text without a prompt goes on from: a line's end, or the first symbol where there is none."""
+    if vocabulary.newline == "dropped" or (vocabulary.kind == "character" and "\n" not in vocabulary.symbols
+                                           and vocabulary.end_of_line is None):
+        return np.zeros(1, vocabulary.dtype)
+    return _encoded(vocabulary, "\n")
 
 
 def _encoded(vocabulary: Vocabulary, prompt: str) -> Array:
@@ -125,7 +130,7 @@ class Writer:
     def add(self, token: int) -> str:
         """The text that this token completes, which may be none."""
         if self._vocabulary.kind == "byte":
-            return self._decoder.decode(bytes([token]))
+            return self._decoder.decode(self._vocabulary.to_bytes([token]))
         text = self._vocabulary.decode([token])
         apart = self._vocabulary.kind == "word" and self._after_word and text != "\n"
         self._after_word = text != "\n"
@@ -150,18 +155,10 @@ def unit_of(vocabulary: Vocabulary) -> str:
     return vocabulary.kind
 
 
-def describe_text(path: str, vocabulary: str, assignments: tuple[str, ...], store: Path) -> dict[str, Any]:
-    """The result of `data info`."""
-    tables = settings.override({"data": {"path": path, "vocabulary": vocabulary}}, assignments)
-    return open_corpus(DataConfig(**tables["data"]), store).describe()
-
-
 def describe_installation(kernels: str, store: Path) -> dict[str, Any]:
     """The result of `info`: versions, cores, matrix library and the kernels that commands will use, GPU library, presets."""
     import platform
     from importlib.util import find_spec
-
-    import numpy as np
 
     from refimpl import __version__, blas
     from refimpl.arrays import available_cores, blas_libraries
