@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from refimpl.config import DataConfig
 from refimpl.datasets.counting import character_vocabulary, counted_vocabulary, word_vocabulary
-from refimpl.datasets.prepared import FORMAT, MEANING, SUMS, tokens_file
+from refimpl.datasets.prepared import FORMAT, MEANING, SUMS, sums_text, tokens_file
 from refimpl.datasets.sources import Source, Split
 from refimpl.datasets.text import END_OF_LINE, UNKNOWN, decoded, finished_lines, words_of
 from refimpl.datasets.vocabulary import Tokens, Vocabulary, codes_of
@@ -55,7 +55,7 @@ def encode_source(
     _write(folder / MEANING, meaning)
     sums = {MEANING: hashlib.sha256(meaning).hexdigest()}
     sums |= {tokens_file(name): split.sha256 for name, split in written.items()}
-    _write(folder / SUMS, "".join(f"{value}  {name}\n" for name, value in sums.items()).encode())
+    _write(folder / SUMS, sums_text(sums))
     sync_folder(folder)
 
 

@@ -65,6 +65,11 @@ def tokens_file(split: str) -> str:
     return f"{split}-tokens.bin"
 
 
+def sums_text(sums: Mapping[str, str]) -> bytes:
+    """SHA256SUMS: what `sha256sum --check` reads."""
+    return "".join(f"{value}  {name}\n" for name, value in sums.items()).encode()
+
+
 def is_prepared(folder: Path) -> bool:
     """Whether the folder is, or is what is left of, a prepared text."""
     return any((folder / name).exists() for name in (MEANING, *map(tokens_file, SPLITS)))
@@ -110,10 +115,12 @@ def conventions_of(folder: Path) -> dict[str, str | int]:
 
 def _sums(folder: Path) -> dict[str, str]:
     path, names = folder / SUMS, {MEANING, *map(tokens_file, SPLITS)}
-    lines = [line.split("  ", 1) for line in _content(path).decode("utf-8", "replace").splitlines()]
-    sums = {line[1]: line[0] for line in lines if len(line) == 2}
-    if sums.keys() != names or len(lines) != len(names):
-        raise InputError(f"{path}: expected SHA-256 of {', '.join(sorted(names))}, got {', '.join(sorted(sums))[:200]}")
+    content = _content(path)
+    lines = [line.partition("  ") for line in content.decode("utf-8", "replace").splitlines()]
+    sums = {name: value for value, _, name in lines}
+    if sums.keys() != names or sums_text(sums) != content:
+        raise InputError(f"{path}: expected a line with SHA-256 for each of {', '.join(sorted(names))}, got other lines: the "
+                         "prepared text is damaged")
     return sums
 
 
