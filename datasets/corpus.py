@@ -67,7 +67,10 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     path = str(values.get("path", ""))
     if path in ITEMS:
         return {"vocabulary": ITEMS[path].vocabulary, **values}
-    return {**conventions_of(Path(path)), **values} if path and is_prepared(Path(path)) else dict(values)
+    held = conventions_of(Path(path)) if path and is_prepared(Path(path)) else {}
+    if values.get("vocabulary", held.get("vocabulary")) != held.get("vocabulary"):
+        held = {}  # another vocabulary is told by that name, not by a convention that does not go with it
+    return {**held, **values}
 
 
 def _as_asked(folder: Path, config: DataConfig, vocabulary: Vocabulary | None) -> Corpus:

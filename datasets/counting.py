@@ -48,16 +48,13 @@ def in_order(counts: Mapping[str, int], ties: str, numbering: str) -> list[str]:
 
 
 def word_vocabulary(
-    lists: Iterable[list[str]], ties: str, minimum_count: int, unknown: str, numbering: str = "frequency"
+    counts: Mapping[str, int], ties: str, minimum_count: int, unknown: str, numbering: str = "frequency"
 ) -> Vocabulary:
-    """The words of the lists in the order of `in_order`.
+    """Words, counted in order of first appearance, in the order of `in_order`.
 
     Words seen fewer than minimum_count times are counted as `<unk>`, never `<eos>`. So is then a word seen not even
     once: minimum_count above 1 implies unknown "<unk>". If `<unk>` is wanted but never counted, it comes last.
     """
-    counts: Counter[str] = Counter()
-    for words in lists:
-        counts.update(words)
     if minimum_count > 1:
         unknown = UNKNOWN
         counts = _without_rare(counts, minimum_count)
@@ -67,7 +64,7 @@ def word_vocabulary(
     return Vocabulary("word", tuple(symbols), unknown)
 
 
-def _without_rare(counts: Counter[str], minimum_count: int) -> Counter[str]:
+def _without_rare(counts: Mapping[str, int], minimum_count: int) -> Counter[str]:
     """As if the text had been written with `<unk>` in place of its rare words, first appearances included."""
     kept: Counter[str] = Counter()
     for word, count in counts.items():

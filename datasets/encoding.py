@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.config import DataConfig
-from refimpl.datasets.counting import character_vocabulary, counted_vocabulary, word_vocabulary
+from refimpl.datasets.counting import character_vocabulary, counted_vocabulary
+from refimpl.datasets.first_numbers import number_words
 from refimpl.datasets.prepared import FORMAT, MEANING, SUMS, sums_text, tokens_file
 from refimpl.datasets.sources import Source, Split
 from refimpl.datasets.text import END_OF_LINE, UNKNOWN, decoded, finished_lines, words_of
@@ -37,20 +38,21 @@ def encode_source(
     Without a vocabulary the text's own is made. Raises InputError where the text does not fit it, leaves a split without
     tokens, or is no longer the text of that SHA-256.
     """
-    vocabulary = vocabulary or source_vocabulary(source, config)
     digest = hashlib.sha256()
-    written = {}
-    for split in source.splits:
-        chunks = _digested(split.chunks(), digest)
-        written[split.name] = _write_tokens(vocabulary, chunks, split, folder / tokens_file(split.name))
+    train, *others = source.splits
+    known, pieces = _train_pieces(source, config, vocabulary, _digested(train.chunks(), digest), folder / "first-numbers")
+    written = {train.name: _write_tokens(pieces, known, train, folder)}
+    for split in others:
+        pieces = _pieces(known, _digested(split.chunks(), digest), split)
+        written[split.name] = _write_tokens(pieces, known, split, folder)
     if digest.hexdigest() != sha256:
         raise InputError(f"{source.name}: expected a text that stays the same while it is read, got a change")
-    number = vocabulary.symbols.index(UNKNOWN) if vocabulary.kind == "word" and UNKNOWN in vocabulary.symbols else None
+    number = known.symbols.index(UNKNOWN) if known.kind == "word" and UNKNOWN in known.symbols else None
     meaning = json.dumps({
         "format": FORMAT, "source": source.name, "sha256": sha256, "conventions": config.conventions,
         "bytes": source.sizes, "tokens": {name: split.tokens for name, split in written.items()},
         "unknown_tokens": {name: 0 if number is None else int(split.counts[number]) for name, split in written.items()},
-        "dtype": vocabulary.dtype.str, "vocabulary": vocabulary.to_json(),
+        "dtype": known.dtype.str, "vocabulary": known.to_json(),
         "counts": {name: split.counts.tolist() for name, split in written.items()}}).encode()
     _write(folder / MEANING, meaning)
     sums = {MEANING: hashlib.sha256(meaning).hexdigest()}
@@ -87,14 +89,11 @@ def encode_into(
 
 
 def source_vocabulary(source: Source, config: DataConfig) -> Vocabulary:
-    """The vocabulary of DataConfig's kind and convention: words and published symbols of the training split alone.
+    """The bytes or characters of DataConfig's convention: published ones are of the training split alone.
 
     Raises InputError where the text is not UTF-8.
     """
     train = source.splits[0]
-    if config.vocabulary == "word":
-        texts_of_train = decoded(finished_lines(train.chunks()), train.where, train.start)
-        return word_vocabulary(words_of(texts_of_train), config.ties, config.minimum_count, config.unknown, config.numbering)
     if config.convention == "published":
         codes = codes_of(config.vocabulary, finished_lines(train.chunks()), train.where, train.start)
         return counted_vocabulary(config.vocabulary, codes, END_OF_LINE, config.ties, config.numbering)
@@ -118,12 +117,26 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _write_tokens(vocabulary: Vocabulary, chunks: Iterable[bytes], split: Split, path: Path) -> Written:
-    if vocabulary.newline == END_OF_LINE:
-        chunks = finished_lines(chunks)
+def _train_pieces(
+    source: Source, config: DataConfig, vocabulary: Vocabulary | None, chunks: Iterable[bytes], aside: Path
+) -> tuple[Vocabulary, Iterator[Tokens]]:
+    """The vocabulary, the text's own unless another is given, and the training split's tokens; words are read but once."""
+    train = source.splits[0]
+    if vocabulary is None and config.vocabulary == "word":
+        return number_words(words_of(decoded(finished_lines(chunks), train.where, train.start)), config, aside)
+    known = vocabulary or source_vocabulary(source, config)
+    return known, _pieces(known, chunks, train)
+
+
+def _pieces(vocabulary: Vocabulary, chunks: Iterable[bytes], split: Split) -> Iterator[Tokens]:
+    whole = finished_lines(chunks) if vocabulary.newline == END_OF_LINE else chunks
+    return vocabulary.encode_chunks(whole, split.where, split.start)
+
+
+def _write_tokens(pieces: Iterable[Tokens], vocabulary: Vocabulary, split: Split, folder: Path) -> Written:
     digest, counts = hashlib.sha256(), np.zeros(vocabulary.size, np.int64)
-    with path.open("wb") as file:
-        for tokens in _in_large_pieces(vocabulary.encode_chunks(chunks, split.where, split.start)):
+    with (folder / tokens_file(split.name)).open("wb") as file:
+        for tokens in _in_large_pieces(pieces):
             file.write(tokens.data)
             digest.update(tokens.data)
             counts += np.bincount(tokens, minlength=vocabulary.size)

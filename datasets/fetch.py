@@ -71,8 +71,7 @@ def write_decimal(item: Item, folder: Path) -> Path:
     Each byte is its value in decimal, a newline is itself, and single spaces stand between. Raises InputError where a
     checksum is another than that of the published files, or the place cannot be written; nothing stays then.
     """
-    if not item.decimal:
-        raise InputError(f"--decimal: expected enwik8, whose published preparation is known, got {item.name}")
+    check_decimal(item)
     place = folder / "decimal"
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix="fetching-") as workplace:
@@ -91,6 +90,12 @@ def write_decimal(item: Item, folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"{place}: expected a folder that can be written, got {error.strerror or error}") from error
     return place
+
+
+def check_decimal(item: Item) -> None:
+    """Raises InputError unless the item's published preparation is known."""
+    if not item.decimal:
+        raise InputError(f"--decimal: expected enwik8, whose published preparation is known, got {item.name}")
 
 
 def decimal(chunks: Iterable[bytes]) -> Iterator[bytes]:

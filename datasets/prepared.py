@@ -119,7 +119,7 @@ def _sums(folder: Path) -> dict[str, str]:
     lines = [line.partition("  ") for line in content.decode("utf-8", "replace").splitlines()]
     sums = {name: value for value, _, name in lines}
     if sums.keys() != names or sums_text(sums) != content:
-        raise InputError(f"{path}: expected a line with SHA-256 for each of {', '.join(sorted(names))}, got other lines: the "
+        raise InputError(f"{path}: expected a line with SHA-256 for each of {', '.join(sorted(names))}, got others: the "
                          "prepared text is damaged")
     return sums
 

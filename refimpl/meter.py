@@ -1,4 +1,4 @@
-"""How far a transfer is: size, speed and time left; a bar on a terminal, a line at each tenth if piped."""
+"""How far a transfer is: size, speed and time left; a bar on a terminal, a line now and then if piped."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 from refimpl.console import amount, duration, note
 
-PARTS = 10
+SECONDS = 2.0  # between lines, at least: what is over sooner needs none
 
 
 class TransferMeter:
@@ -15,7 +15,7 @@ class TransferMeter:
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._name, self._total, self._done, self._started, self._told = "", 0, 0, 0.0, 0
+        self._name, self._total, self._done, self._started, self._told = "", 0, 0, 0.0, 0.0
 
     def __enter__(self) -> "TransferMeter":
         if sys.stderr.isatty():
@@ -36,8 +36,8 @@ class TransferMeter:
 
     def begin(self, name: str, total: int) -> None:
         """So many bytes of `name` will come, at most; the transfer before is over."""
-        self._name, self._total, self._done, self._told = name, total, 0, 0
-        self._started = time.monotonic()
+        self._name, self._total, self._done = name, total, 0
+        self._started = self._told = time.monotonic()
         if self._bar is not None:
             for task in self._bar.task_ids:
                 self._bar.remove_task(task)
@@ -49,10 +49,10 @@ class TransferMeter:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[-1], advance=count)
             return
-        part = PARTS * self._done // self._total
-        if part > self._told:
-            self._told = part
-            note(self._line())
+        now = time.monotonic()
+        if now - self._told >= SECONDS:
+            self._told = now
+            note(self._line(now - self._started))
 
     def note(self, text: str) -> None:
         """A line that stays."""
@@ -61,7 +61,7 @@ class TransferMeter:
         else:
             self._bar.console.print(f"refimpl: {text}", soft_wrap=True, markup=False)
 
-    def _line(self) -> str:
-        pace = self._done / max(time.monotonic() - self._started, 1e-9)
+    def _line(self, seconds: float) -> str:
+        pace = max(self._done, 1) / seconds
         left = duration((self._total - self._done) / pace)
         return f"{self._name}  {amount(self._done)} of {amount(self._total)}  {amount(pace)}/s  {left} left"

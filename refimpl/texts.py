@@ -37,6 +37,8 @@ def fetch_text(
 ) -> dict[str, Any]:
     """The result of `data fetch`; decimal: with the files that the published preparation makes."""
     folder = out or fetched_folder(name, store)
+    if decimal:
+        fetch.check_decimal(ITEMS[name])
     result = fetch.fetch(ITEMS[name], folder, meter, url, given)
     return {**result, "decimal": str(fetch.write_decimal(ITEMS[name], folder))} if decimal else result
 

@@ -189,7 +189,7 @@ def test_a_text_that_changes_while_it_is_read(folder, store, monkeypatch):
 
     monkeypatch.setattr(encoding, "source_vocabulary", change)
     with pytest.raises(InputError, match="expected a text that stays the same while it is read"):
-        open_corpus(DataConfig(str(folder), "word"), store)
+        open_corpus(DataConfig(str(folder), "character"), store)
     assert list(store.iterdir()) == []
 
 

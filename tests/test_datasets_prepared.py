@@ -94,6 +94,8 @@ def test_settings_left_open_are_those_of_the_prepared_text(texts, tmp_path):
     assert with_defaults({**values, "convention": "transformer-xl"})["convention"] == "transformer-xl"
     assert with_defaults({"path": str(texts)}) == {"path": str(texts)}
     assert with_defaults({}) == {}
+    other = {"path": str(tmp_path / "prepared"), "vocabulary": "byte"}
+    assert with_defaults(other) == other
     assert with_defaults({"path": "text8"}) == {"path": "text8", "vocabulary": "character"}
 
 
