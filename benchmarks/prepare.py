@@ -30,6 +30,7 @@ BYTES = 100_000_000
 REPEATED = 10
 AT_ONCE = 1 << 18
 LETTERS = "etaoinshrdlcumwfgypbvkjxqz"
+LETTERS_4 = 26 + 26**2 + 26**3 + 1  # the first word of four letters: so long, the text has WikiText-103's bytes too
 
 
 class Case(NamedTuple):
@@ -63,7 +64,7 @@ def spelled(rank: int) -> str:
 def make_words(folder: Path, shrink: int) -> None:
     """train, valid and test files of so many words, line ends included."""
     types = max(TYPES // shrink, 100)
-    rng, names = np.random.default_rng(0), [spelled(rank) for rank in range(1, types + 1)]
+    rng, names = np.random.default_rng(0), [spelled(LETTERS_4 + rank) for rank in range(types)]
     chances = np.cumsum(1 / np.arange(1, types + 1))
     every = rng.permutation(types)  # all types once: none of them is missing
     folder.mkdir()
