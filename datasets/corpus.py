@@ -25,7 +25,7 @@ def open_corpus(config: DataConfig, store: Path, vocabulary: Vocabulary | None =
     Raises InputError if the text cannot be found, read, cut into splits or encoded, or the store not be written, and for a
     prepared text of other conventions or another vocabulary.
     """
-    if is_prepared(Path(config.path)):
+    if _names_prepared(config.path):
         return _as_asked(Path(config.path), config, vocabulary)
     source = named_source(config, store)
     sha256 = source.sha256()
@@ -42,7 +42,7 @@ def open_corpus(config: DataConfig, store: Path, vocabulary: Vocabulary | None =
 
 def prepare(config: DataConfig, store: Path, folder: Path) -> Corpus:
     """The text that `config` names, encoded into a new or empty folder. Raises InputError as `open_corpus` does."""
-    if is_prepared(Path(config.path)):
+    if _names_prepared(config.path):
         raise InputError(f"{config.path}: expected a text to prepare, got one that is prepared already")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: expected a new or empty folder for the prepared text, got one that holds something")
@@ -67,10 +67,15 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     path = str(values.get("path", ""))
     if path in ITEMS:
         return {"vocabulary": ITEMS[path].vocabulary, **values}
-    held = conventions_of(Path(path)) if path and is_prepared(Path(path)) else {}
+    held = conventions_of(Path(path)) if path and _names_prepared(path) else {}
     if values.get("vocabulary", held.get("vocabulary")) != held.get("vocabulary"):
         held = {}  # another vocabulary is told by that name, not by a convention that does not go with it
     return {**held, **values}
+
+
+def _names_prepared(path: str) -> bool:
+    """Names of texts are no folders: ./enwik8 is one."""
+    return path != "sample" and path not in ITEMS and is_prepared(Path(path))
 
 
 def _as_asked(folder: Path, config: DataConfig, vocabulary: Vocabulary | None) -> Corpus:

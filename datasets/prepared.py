@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def sums_text(sums: Mapping[str, str]) -> bytes:
 
 def is_prepared(folder: Path) -> bool:
     """Whether the folder is, or is what is left of, a prepared text."""
-    return any((folder / name).exists() for name in (MEANING, *map(tokens_file, SPLITS)))
+    return any(os.path.exists(folder / name) for name in (MEANING, *map(tokens_file, SPLITS)))
 
 
 def read_prepared(folder: Path, source: str = "") -> Corpus:

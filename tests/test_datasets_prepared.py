@@ -248,6 +248,23 @@ def test_a_full_disk_leaves_nothing(texts, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text"]
 
 
+@pytest.mark.parametrize("name", ["sample", "text8"])
+def test_names_of_texts_are_no_folders(texts, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    prepare(DataConfig(str(texts)), tmp_path, tmp_path / name)
+    assert open_corpus(DataConfig(f"./{name}"), tmp_path / "store").sizes["train"] == 12
+    if name == "sample":
+        assert open_corpus(DataConfig(name), tmp_path / "store").sizes["train"] > 1000
+    else:
+        with pytest.raises(InputError, match="text8: expected its text in"):
+            open_corpus(DataConfig(name), tmp_path / "store")
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    with pytest.raises(InputError, match="expected a file or folder that can be read, got File name too long"):
+        open_corpus(DataConfig("x" * 5000), tmp_path)
+
+
 def test_texts_that_were_fetched_have_names(texts, tmp_path):
     store = tmp_path / "store"
     with pytest.raises(InputError, match=r"text8: expected its text in .*store/texts/text8, got nothing there"):
