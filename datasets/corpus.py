@@ -1,51 +1,20 @@
-"""A text ready for training: three memory-mapped arrays of tokens and their vocabulary, encoded once into a store."""
+"""A text ready for training: found and encoded once into a store, or prepared before."""
 
 import hashlib
 import json
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from refimpl.config import DataConfig
-from refimpl.datasets.encoding import FORMAT, encode_source, sync_folder
-from refimpl.datasets.sources import SPLITS, Source, find_source
-from refimpl.datasets.vocabulary import Tokens, Vocabulary
+from refimpl.datasets.encoding import encode_into
+from refimpl.datasets.prepared import FORMAT, conventions_of, is_prepared, read_prepared
+from refimpl.datasets.prepared import Corpus as Corpus
+from refimpl.datasets.published import ITEMS, fetched_folder
+from refimpl.datasets.sources import Source, find_source
+from refimpl.datasets.vocabulary import Vocabulary
 from refimpl.errors import InputError
-
-
-@dataclass(frozen=True, eq=False)
-class Corpus:
-    """(n,) tokens of each split, memory-mapped read-only, and where they came from.
-
-    `source`: the path, or "sample". `sha256`: of the source's text, train, valid and test in order. `sizes`: bytes of
-    text in each split. `unknown_tokens`: how many tokens of each split are `<unk>`.
-    """
-
-    train: Tokens
-    valid: Tokens
-    test: Tokens
-    vocabulary: Vocabulary
-    source: str
-    sha256: str
-    sizes: dict[str, int]
-    unknown_tokens: dict[str, int]
-    ties: str
-    minimum_count: int
-
-    def describe(self) -> dict[str, Any]:
-        """What a result must name about its text, as plain values for JSON; conventions are those of words."""
-        tokens = {name: len(getattr(self, name)) for name in SPLITS}
-        description: dict[str, Any] = {
-            "source": self.source, "sha256": self.sha256, "bytes": dict(self.sizes), "tokens": tokens,
-            "vocabulary": {"kind": self.vocabulary.kind, "size": self.vocabulary.size}, "conventions": {}}
-        if self.vocabulary.kind == "word":
-            description["conventions"] = {
-                "ties": self.ties, "minimum_count": self.minimum_count, "unknown": self.vocabulary.unknown}
-            description["unknown_share"] = {name: self.unknown_tokens[name] / tokens[name] for name in SPLITS}
-        return description
 
 
 def open_corpus(config: DataConfig, store: Path, vocabulary: Vocabulary | None = None) -> Corpus:
@@ -53,62 +22,83 @@ def open_corpus(config: DataConfig, store: Path, vocabulary: Vocabulary | None =
 
     With a vocabulary, another text's or a trained model's, its tokens are that one's in place of the text's own.
     Later changes to the source's files do not reach the corpus. Nothing stays in the store when the text is refused.
-    Raises InputError if the text cannot be found, read, cut into splits or encoded, or the store not be written.
+    Raises InputError if the text cannot be found, read, cut into splits or encoded, or the store not be written, and for a
+    prepared text of other conventions or another vocabulary.
     """
-    source = find_source(config.path, config.vocabulary)
+    if _names_prepared(config.path):
+        return _as_asked(Path(config.path), config, vocabulary)
+    source = named_source(config, store)
     sha256 = source.sha256()
     own = _read(store / _key(source, sha256, config, None), source)
     if own is not None and own.vocabulary == vocabulary:
         return own  # the model's own text is not encoded a second time
     folder = store / _key(source, sha256, config, vocabulary)
-    corpus = _read(folder, source)
-    if corpus is None:
-        _encode(source, sha256, config, vocabulary, folder)
-        corpus = _read(folder, source)
-    if corpus is None:
-        raise InputError(f"{folder}: expected the text that was just encoded, got a damaged folder")
+    found = own if vocabulary is None else _read(folder, source)
+    if found is not None:
+        return found
+    encode_into(folder, source, sha256, config, vocabulary, lambda place: _read(place, source) is not None)
+    return read_prepared(folder, source.name)
+
+
+def prepare(config: DataConfig, store: Path, folder: Path) -> Corpus:
+    """The text that `config` names, encoded into a new or empty folder. Raises InputError as `open_corpus` does."""
+    if _names_prepared(config.path):
+        raise InputError(f"{config.path}: expected a text to prepare, got one that is prepared already")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: expected a new or empty folder for the prepared text, got one that holds something")
+    source = named_source(config, store)
+    encode_into(folder, source, source.sha256(), config)
+    return read_prepared(folder)
+
+
+def named_source(config: DataConfig, store: Path) -> Source:
+    """The text's place, or that of one that was fetched. Raises InputError if there is no such text."""
+    if config.path not in ITEMS:
+        return find_source(config.path, config.vocabulary)
+    folder = fetched_folder(config.path, store)
+    if not folder.is_dir():
+        raise InputError(f"{config.path}: expected its text in {folder}, got nothing there "
+                         f"(`refimpl data fetch {config.path}` brings it)")
+    return replace(find_source(str(folder), config.vocabulary), name=config.path)
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A [data] table, what it leaves open as a prepared text has it, or as suits one of the published texts."""
+    path = str(values.get("path", ""))
+    if path in ITEMS:
+        return {"vocabulary": ITEMS[path].vocabulary, **values}
+    held = conventions_of(Path(path)) if path and _names_prepared(path) else {}
+    if values.get("vocabulary", held.get("vocabulary")) != held.get("vocabulary"):
+        held = {}  # another vocabulary is told by that name, not by a convention that does not go with it
+    return {**held, **values}
+
+
+def _names_prepared(path: str) -> bool:
+    """Names of texts are no folders: ./enwik8 is one."""
+    return path != "sample" and path not in ITEMS and is_prepared(Path(path))
+
+
+def _as_asked(folder: Path, config: DataConfig, vocabulary: Vocabulary | None) -> Corpus:
+    corpus = read_prepared(folder, config.path)
+    for name, held in corpus.conventions.items():
+        asked = getattr(config, name)
+        if asked != held:
+            raise InputError(f"{folder}: expected data.{name} {held!r}, as the text was prepared, got {asked!r}")
+    if vocabulary is not None and vocabulary != corpus.vocabulary:
+        raise InputError(f"{folder}: expected a text with the model's vocabulary of {vocabulary.size}, got one prepared "
+                         f"with its own of {corpus.vocabulary.size} (name the text itself, not what was prepared from it)")
     return corpus
 
 
 def _key(source: Source, sha256: str, config: DataConfig, vocabulary: Vocabulary | None) -> str:
     """Sizes are part of it: the same bytes as one file and as three are cut differently."""
-    conventions = [config.vocabulary, config.ties, config.minimum_count, config.unknown]
-    parts = [FORMAT, sha256, list(source.sizes.values()), conventions, vocabulary and vocabulary.to_json()]
+    parts = [FORMAT, sha256, list(source.sizes.values()), config.conventions, vocabulary and vocabulary.to_json()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _encode(source: Source, sha256: str, config: DataConfig, vocabulary: Vocabulary | None, folder: Path) -> None:
-    """Encodes beside the folder and renames at the end, so that no one ever sees half a corpus."""
-    store = folder.parent
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=store, prefix="encoding-") as workplace:
-            fresh = Path(workplace, "corpus")
-            fresh.mkdir()
-            encode_source(source, sha256, config, vocabulary, fresh)
-            if folder.exists() and _read(folder, source) is None:
-                folder.rename(Path(workplace, "damaged"))
-            try:
-                fresh.rename(folder)
-            except OSError:
-                if _read(folder, source) is None:  # else another process has put the same corpus there first
-                    raise
-            sync_folder(store)
-    except OSError as error:
-        raise InputError(f"{store}: expected a folder that can be written, got {error.strerror}") from error
 
 
 def _read(folder: Path, source: Source) -> Corpus | None:
     """The corpus in that folder; None if there is none or it is damaged."""
     try:
-        meaning = json.loads((folder / "corpus.json").read_text("utf-8"))
-        vocabulary = Vocabulary.from_json(meaning["vocabulary"])
-        files = {name: folder / f"{name}.bin" for name in SPLITS}
-        for name, file in files.items():
-            if file.stat().st_size != meaning["tokens"][name] * vocabulary.dtype.itemsize:
-                return None
-        train, valid, test = (np.memmap(file, vocabulary.dtype, "r") for file in files.values())
-        return Corpus(train, valid, test, vocabulary, source.name, meaning["sha256"], meaning["bytes"],
-                      meaning["unknown_tokens"], meaning["ties"], meaning["minimum_count"])
-    except (OSError, ValueError, LookupError, TypeError):
+        return read_prepared(folder, source.name)
+    except InputError:
         return None

@@ -1,63 +1,110 @@
-"""A source encoded once, into a folder: a file of tokens for each split, and corpus.json, which says what they are."""
+"""A source encoded once, into a folder: a file of tokens for each split, what they are in JSON, and SHA-256 of each file."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from refimpl.config import DataConfig
-from refimpl.datasets.counting import character_vocabulary, word_vocabulary
+from refimpl.datasets.counting import character_vocabulary, counted_vocabulary
+from refimpl.datasets.first_numbers import number_words
+from refimpl.datasets.prepared import FORMAT, MEANING, SUMS, sums_text, tokens_file
 from refimpl.datasets.sources import Source, Split
-from refimpl.datasets.text import UNKNOWN, decoded, finished_lines, words_of
-from refimpl.datasets.vocabulary import Vocabulary
+from refimpl.datasets.text import END_OF_LINE, UNKNOWN, decoded, finished_lines, words_of
+from refimpl.datasets.vocabulary import Tokens, Vocabulary, codes_of
 from refimpl.errors import InputError
 
-FORMAT = 1
+
+class Written(NamedTuple):
+    """A split's file of tokens: how many, how many of each symbol, and SHA-256."""
+
+    tokens: int
+    counts: npt.NDArray[np.int64]
+    sha256: str
 
 
 def encode_source(
     source: Source, sha256: str, config: DataConfig, vocabulary: Vocabulary | None, folder: Path
 ) -> None:
-    """Writes train.bin, valid.bin, test.bin and corpus.json into an empty folder, and waits until they are on the disk.
+    """Writes a prepared text into an empty folder, and waits until it is on the disk.
 
-    Without a vocabulary the text's own is made. Raises InputError where the text does not fit it, or is no longer the
-    text of that SHA-256.
+    Without a vocabulary the text's own is made. Raises InputError where the text does not fit it, leaves a split without
+    tokens, or is no longer the text of that SHA-256.
     """
-    vocabulary = vocabulary or source_vocabulary(source, config)
     digest = hashlib.sha256()
-    tokens, unknown = {}, {}
-    for split in source.splits:
-        chunks = _digested(split.chunks(), digest)
-        tokens[split.name], unknown[split.name] = _write_tokens(vocabulary, chunks, split, folder / f"{split.name}.bin")
+    train, *others = source.splits
+    known, pieces = _train_pieces(source, config, vocabulary, _digested(train.chunks(), digest), folder / "first-numbers")
+    written = {train.name: _write_tokens(pieces, known, train, folder)}
+    for split in others:
+        pieces = _pieces(known, _digested(split.chunks(), digest), split)
+        written[split.name] = _write_tokens(pieces, known, split, folder)
     if digest.hexdigest() != sha256:
         raise InputError(f"{source.name}: expected a text that stays the same while it is read, got a change")
-    meaning = {"format": FORMAT, "sha256": sha256, "ties": config.ties, "minimum_count": config.minimum_count,
-               "bytes": source.sizes, "tokens": tokens, "unknown_tokens": unknown, "vocabulary": vocabulary.to_json()}
-    with open(folder / "corpus.json", "w", encoding="utf-8") as file:
-        json.dump(meaning, file)
-        file.flush()
-        os.fsync(file.fileno())
+    number = known.symbols.index(UNKNOWN) if known.kind == "word" and UNKNOWN in known.symbols else None
+    meaning = json.dumps({
+        "format": FORMAT, "source": source.name, "sha256": sha256, "conventions": config.conventions,
+        "bytes": source.sizes, "tokens": {name: split.tokens for name, split in written.items()},
+        "unknown_tokens": {name: 0 if number is None else int(split.counts[number]) for name, split in written.items()},
+        "dtype": known.dtype.str, "vocabulary": known.to_json(),
+        "counts": {name: split.counts.tolist() for name, split in written.items()}}).encode()
+    _write(folder / MEANING, meaning)
+    sums = {MEANING: hashlib.sha256(meaning).hexdigest()}
+    sums |= {tokens_file(name): split.sha256 for name, split in written.items()}
+    _write(folder / SUMS, sums_text(sums))
     sync_folder(folder)
 
 
+def encode_into(
+    folder: Path, source: Source, sha256: str, config: DataConfig, vocabulary: Vocabulary | None = None,
+    whole: Callable[[Path], bool] | None = None,
+) -> None:
+    """Encodes beside the folder and renames at the end: no one ever sees half a text.
+
+    A folder that is there already must be empty; or, where `whole` can tell, it stays if it is whole and gives way if not.
+    Raises InputError as `encode_source` does, and where the place cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="encoding-") as workplace:
+            fresh = Path(workplace, "prepared")
+            fresh.mkdir()
+            encode_source(source, sha256, config, vocabulary, fresh)
+            if whole and folder.exists() and not whole(folder):
+                folder.rename(Path(workplace, "damaged"))
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if not (whole and whole(folder)):  # else another process has put the same text there first
+                    raise
+            sync_folder(folder.parent)
+    except OSError as error:
+        raise InputError(f"{folder.parent}: expected a folder that can be written, got {error.strerror}") from error
+
+
 def source_vocabulary(source: Source, config: DataConfig) -> Vocabulary:
-    """The vocabulary of DataConfig's kind: characters of all splits, words of the training split alone.
+    """The bytes or characters of DataConfig's convention: published ones are of the training split alone.
 
     Raises InputError where the text is not UTF-8.
     """
+    train = source.splits[0]
+    if config.convention == "published":
+        codes = codes_of(config.vocabulary, finished_lines(train.chunks()), train.where, train.start)
+        return counted_vocabulary(config.vocabulary, codes, END_OF_LINE, config.ties, config.numbering)
+    if config.convention == "transformer-xl":
+        pieces = chain.from_iterable(codes_of(config.vocabulary, split.chunks(), split.where, split.start)
+                                     for split in source.splits)
+        return counted_vocabulary(config.vocabulary, pieces, "dropped", config.ties, config.numbering)
     if config.vocabulary == "byte":
         return Vocabulary("byte")
-    if config.vocabulary == "character":
-        texts = (decoded(split.chunks(), split.where, split.start) for split in source.splits)
-        return character_vocabulary(chain.from_iterable(texts))
-    train = source.splits[0]
-    texts_of_train = decoded(finished_lines(train.chunks()), train.where, train.start)
-    return word_vocabulary(words_of(texts_of_train), config.ties, config.minimum_count, config.unknown)
+    texts = (decoded(split.chunks(), split.where, split.start) for split in source.splits)
+    return character_vocabulary(chain.from_iterable(texts))
 
 
 def sync_folder(folder: Path) -> None:
@@ -70,20 +117,53 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _write_tokens(vocabulary: Vocabulary, chunks: Iterable[bytes], split: Split, path: Path) -> tuple[int, int]:
-    """How many tokens were written, and how many of them are `<unk>`."""
-    if vocabulary.kind == "word":
-        chunks = finished_lines(chunks)
-    number = vocabulary.symbols.index(UNKNOWN) if UNKNOWN in vocabulary.symbols else -1
-    written = unknown = 0
-    with path.open("wb") as file:
-        for tokens in vocabulary.encode_chunks(chunks, split.where, split.start):
+def _train_pieces(
+    source: Source, config: DataConfig, vocabulary: Vocabulary | None, chunks: Iterable[bytes], aside: Path
+) -> tuple[Vocabulary, Iterator[Tokens]]:
+    """The vocabulary, the text's own unless another is given, and the training split's tokens; words are read but once."""
+    train = source.splits[0]
+    if vocabulary is None and config.vocabulary == "word":
+        return number_words(words_of(decoded(finished_lines(chunks), train.where, train.start)), config, aside)
+    known = vocabulary or source_vocabulary(source, config)
+    return known, _pieces(known, chunks, train)
+
+
+def _pieces(vocabulary: Vocabulary, chunks: Iterable[bytes], split: Split) -> Iterator[Tokens]:
+    whole = finished_lines(chunks) if vocabulary.newline == END_OF_LINE else chunks
+    return vocabulary.encode_chunks(whole, split.where, split.start)
+
+
+def _write_tokens(pieces: Iterable[Tokens], vocabulary: Vocabulary, split: Split, folder: Path) -> Written:
+    digest, counts = hashlib.sha256(), np.zeros(vocabulary.size, np.int64)
+    with (folder / tokens_file(split.name)).open("wb") as file:
+        for tokens in _in_large_pieces(pieces):
             file.write(tokens.data)
-            written += tokens.size
-            unknown += int(np.count_nonzero(tokens == number)) if number >= 0 else 0
+            digest.update(tokens.data)
+            counts += np.bincount(tokens, minlength=vocabulary.size)
         file.flush()
         os.fsync(file.fileno())
-    return written, unknown
+    if not counts.any():
+        raise InputError(f"{split.where}: expected text, got nothing but what the convention drops")
+    return Written(int(counts.sum()), counts, digest.hexdigest())
+
+
+def _in_large_pieces(pieces: Iterable[Tokens], least: int = 1 << 20) -> Iterator[Tokens]:
+    """The same tokens in fewer pieces: counting costs V for each."""
+    waiting: list[Tokens] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(map(len, waiting)) >= least:
+            yield np.concatenate(waiting)
+            waiting.clear()
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _digested(chunks: Iterable[bytes], digest: Any) -> Iterator[bytes]:

@@ -16,7 +16,10 @@ ATTENTIONS = ("auto", "tiled", "textbook")
 NONFINITES = ("stop", "skip")
 LAYERS = 10_000  # each has names of its own: a damaged file must not ask for more of them than memory holds
 VOCABULARIES = ("byte", "character", "word")
+CONVENTIONS = {"byte": ("bytes", "published", "transformer-xl"), "character": ("characters", "published", "transformer-xl"),
+               "word": ("words", "published", "transformer-xl")}
 TIES = ("first", "reversed")
+NUMBERINGS = ("frequency", "appearance")
 UNKNOWNS = ("error", "<unk>")
 DTYPES = ("float32", "float64")
 
@@ -198,22 +201,50 @@ class TrainConfig:
 class DataConfig:
     """Which text, and how it becomes tokens. Raises InputError.
 
-    `path`: a file, a folder with train, valid and test files, or "sample" for the built-in text. Words: `ties` orders words
-    of equal frequency by first appearance or its reverse; words seen fewer than minimum_count times in the training split
-    become `<unk>`; `unknown` says what an unseen word of the other splits is.
+    `path`: a file, a folder with train, valid and test files, one that `data prepare` made, "sample" for the built-in text,
+    or the name of one that `data fetch` brought. `convention`: what a line's end is, and which symbols there are. "bytes",
+    "characters" and "words", each its vocabulary's default, keep every byte, every character, and a line's end as the word
+    `<eos>`. "published": symbols of the training split, `<eos>` for a newline and after an unfinished last line.
+    "transformer-xl": newlines dropped, symbols of all splits; as words, the same as "words".
+    Where symbols are counted, `numbering` gives numbers by frequency or by first appearance, and `ties` orders symbols of
+    equal frequency by first appearance or its reverse; "" = reversed as published, else first. Words seen fewer than
+    minimum_count times in the training split become `<unk>`; `unknown` says what an unseen word of the other splits is.
     """
 
     path: str = "sample"
     vocabulary: str = "byte"
-    ties: str = "first"
+    ties: str = ""
     minimum_count: int = 1
     unknown: str = "error"
+    convention: str = ""
+    numbering: str = "frequency"
 
     def __post_init__(self) -> None:
         check_types(self, "data")
         if not self.path.isascii() and self.path != self.path.encode("utf-8", "replace").decode():
             raise InputError(f"data.path: expected a name in UTF-8, got {self.path!a}")
         one_of(self, "data", "vocabulary", VOCABULARIES)
+        if not self.convention:
+            object.__setattr__(self, "convention", CONVENTIONS[self.vocabulary][0])
+        if self.convention not in CONVENTIONS[self.vocabulary]:
+            raise InputError(f"data.convention: expected one of {', '.join(CONVENTIONS[self.vocabulary])} with vocabulary "
+                             f"{self.vocabulary}, got {self.convention!r}")
+        implied = {"published": "reversed", "transformer-xl": "first"}.get(self.convention)
+        if not self.ties:
+            object.__setattr__(self, "ties", implied or "first")
         one_of(self, "data", "ties", TIES)
+        if implied not in (None, self.ties):
+            raise InputError(f"data.ties: expected {implied} with convention {self.convention}, got {self.ties!r}")
         one_of(self, "data", "unknown", UNKNOWNS)
+        one_of(self, "data", "numbering", NUMBERINGS)
         at_least(self, "data", "minimum_count", 1)
+
+    @property
+    def conventions(self) -> dict[str, str | int]:
+        """All settings but the path that decide the tokens; those that the convention leaves without effect are absent."""
+        found: dict[str, str | int] = {"vocabulary": self.vocabulary, "convention": self.convention}
+        if self.convention not in ("bytes", "characters"):
+            found |= {"numbering": self.numbering, "ties": self.ties}
+        if self.vocabulary == "word":
+            found |= {"minimum_count": self.minimum_count, "unknown": self.unknown}
+        return found

@@ -115,7 +115,18 @@ def corpus_text(result: Mapping[str, Any]) -> str:
     for split, size in result["bytes"].items():
         rows.append((split, f"{size:,}", f"{result['tokens'][split]:,}", *([f"{shares[split]:.2%}"] if shares else [])))
     vocabulary = f"{result['vocabulary']['kind']} vocabulary of {result['vocabulary']['size']:,}"
-    return f"{result['source']}: {vocabulary}\nSHA-256 {result['sha256']}\n{table(rows)}"
+    conventions = ", ".join(str(value) if name == "name" else f"{name.replace('_', ' ')} {value}"
+                            for name, value in result["conventions"].items())
+    checked = "\nits splits have the published checksums" if "checksums" in result else ""
+    return (f"{result['source']}: {vocabulary}, conventions: {conventions}\nSHA-256 {result['sha256']}{checked}\n"
+            f"{table(rows)}")
+
+
+def fetched_text(result: Mapping[str, Any]) -> str:
+    """Where a text is, its files, and what to do next."""
+    rows = [("split", "bytes"), *((name, f"{size:,}") for name, size in result["bytes"].items())]
+    decimal = f"\nas the published preparation writes it: {result['decimal']}" if "decimal" in result else ""
+    return f"{result['name']}: in {result['folder']}, from {result['from']}, checksums as published{decimal}\n{table(rows)}"
 
 
 def progress_text(record: Mapping[str, Any], unit: str) -> str:

@@ -10,8 +10,9 @@ import click
 from refimpl.errors import CalledFailedError, InputError, NonFiniteError, OutsideError
 
 PROBLEM, USAGE, OUTSIDE, INCOMPLETE, BUG, AGAIN, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 70, 75, 130, 143
-"""Exit codes: the loss is not finite or a check failed; bad usage or input; a function that is not ours failed; a check
-could not decide; a bug of ours; a time limit came, to be called again; stopped by a signal, a checkpoint written."""
+"""Exit codes: the loss is not finite or a check failed; bad usage or input; a disk, a network or a function that is not
+ours failed; a check could not decide; a bug of ours; a time limit came, to be called again; stopped by a signal, a
+checkpoint written."""
 
 
 class EndedError(Exception):

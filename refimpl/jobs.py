@@ -11,7 +11,8 @@ from refimpl.bench import bench as measure
 from refimpl.blas import this_machine
 from refimpl.config import DataConfig, TrainConfig
 from refimpl.datasets.batches import Batches
-from refimpl.datasets.corpus import Corpus, open_corpus
+from refimpl.datasets.corpus import Corpus, open_corpus, with_defaults
+from refimpl.datasets.published import ITEMS
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation
 from refimpl.protocols import settle
@@ -45,11 +46,13 @@ class Opened(NamedTuple):
 def dry_run(request: Request) -> dict[str, Any]:
     """What the run would take. The vocabulary's size is the data's where data is named, else the settings'."""
     tables = _tables(request)
+    data = DataConfig(**tables["data"])
     if request.data_path or "vocabulary" not in tables["model"]:
-        corpus = open_corpus(DataConfig(**tables["data"]), request.store)
+        corpus = open_corpus(data, request.store)
         tables["model"]["vocabulary"] = corpus.vocabulary.size
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
-    return {"name": _name(request), **accounting.describe(config, train_config)}
+    return {"name": _name(request), "data": {"path": data.path, **data.conventions},
+            **accounting.describe(config, train_config)}
 
 
 def bench(request: Request, repeats: int) -> dict[str, Any]:
@@ -168,6 +171,7 @@ def _tables(request: Request) -> settings.Tables:
         tables["data"]["path"] = request.data_path
     if request.vocabulary:
         tables["data"]["vocabulary"] = request.vocabulary
+    tables["data"] = with_defaults(tables["data"])
     return tables
 
 
@@ -177,4 +181,4 @@ def _name(request: Request) -> str:
 
 def _absolute(data: DataConfig) -> DataConfig:
     """A path that still holds when the run is resumed from another folder."""
-    return data if data.path == "sample" else replace(data, path=str(Path(data.path).resolve()))
+    return data if data.path in ("sample", *ITEMS) else replace(data, path=str(Path(data.path).resolve()))

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from refimpl import checkpoint, generation, intervals, protocols, settings
 from refimpl.arrays import Array
 from refimpl.checkpoint import Checkpoint
@@ -54,7 +56,7 @@ def evaluate_run(
     result = score(saved.parameters, saved.config, tokens, corpus.vocabulary, protocol)
     report: dict[str, Any] = {
         "checkpoint": str(saved.path), "passed_over": saved.passed_over, "updates": saved.optimizer.updates,
-        "source": corpus.source, "text_sha256": corpus.sha256, "conventions": corpus.describe()["conventions"],
+        "source": corpus.source, "text_sha256": corpus.sha256, "conventions": corpus.named_conventions(),
         "split": split, "protocol": name, "streams": protocol.streams, "block": protocol.block, "past": protocol.past,
         "clamp": protocol.farthest, "tokens": result.tokens, "line_ends": result.line_ends, "unit": unit,
     }
@@ -130,9 +132,11 @@ def vocabulary_of(saved: Checkpoint) -> Vocabulary:
 
 
 def _line_start(vocabulary: Vocabulary) -> Array:
-    """What a text without a prompt goes on from: a line's end, or the first symbol of characters that have none."""
-    without = vocabulary.kind == "character" and "\n" not in vocabulary.symbols
-    return _encoded(vocabulary, vocabulary.symbols[0] if without else "\n")
+    """What a text without a prompt goes on from: a line's end, or the first symbol where there is none."""
+    if vocabulary.newline == "dropped" or (vocabulary.kind == "character" and "\n" not in vocabulary.symbols
+                                           and vocabulary.end_of_line is None):
+        return np.zeros(1, vocabulary.dtype)
+    return _encoded(vocabulary, "\n")
 
 
 def _encoded(vocabulary: Vocabulary, prompt: str) -> Array:
@@ -159,7 +163,7 @@ class Writer:
     def add(self, token: int) -> str:
         """The text that this token completes, which may be none."""
         if self._vocabulary.kind == "byte":
-            return self._decoder.decode(bytes([token]))
+            return self._decoder.decode(self._vocabulary.to_bytes([token]))
         text = self._vocabulary.decode([token])
         apart = self._vocabulary.kind == "word" and self._after_word and text != "\n"
         self._after_word = text != "\n"
@@ -187,18 +191,10 @@ def unit_of(vocabulary: Vocabulary) -> str:
     return vocabulary.kind
 
 
-def describe_text(path: str, vocabulary: str, assignments: tuple[str, ...], store: Path) -> dict[str, Any]:
-    """The result of `data info`."""
-    tables = settings.override({"data": {"path": path, "vocabulary": vocabulary}}, assignments)
-    return open_corpus(DataConfig(**tables["data"]), store).describe()
-
-
 def describe_installation(kernels: str, store: Path) -> dict[str, Any]:
     """The result of `info`: versions, cores, matrix library and the kernels that commands will use, GPU library, presets."""
     import platform
     from importlib.util import find_spec
-
-    import numpy as np
 
     from refimpl import __version__, blas
     from refimpl.arrays import available_cores, blas_libraries

@@ -62,6 +62,20 @@ def test_memory_is_told(tmp_path):
     assert growth["growth"]["live"] < 20_000  # fewer than 100 bytes for each of 200 updates
 
 
+def test_preparing_texts_is_measured(tmp_path):
+    """At a thousandth of the published sizes: every case, its limits, and texts that are what they should be like."""
+    end = run(FOLDER, "prepare.py", "--json", str(tmp_path / "figures.json"))
+    assert end.returncode == 0, end.stderr
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [row["vocabulary"] for row in rows] == [256, 205, 28, 268]
+    assert [row["bytes"] for row in rows[:3]] == [100_000] * 3
+    assert 102_000 < rows[3]["tokens"] < 106_000
+    for row in rows:
+        assert 0 < row["prepare"]["peak"] < row["limits"]["bytes"]
+        assert row["prepare"]["computing"] > 0
+        assert f"{row['case']} " in end.stdout
+
+
 def test_both_paths_of_small_models_are_timed(tmp_path):
     end = run(FOLDER, "small_models.py", "--repeats", "1", "--json", str(tmp_path / "figures.json"))
     assert end.returncode == 0, end.stderr

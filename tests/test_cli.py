@@ -160,7 +160,7 @@ def test_the_text_stays_mapped_and_the_store_is_where_asked(command, text, tiny,
     end = command("train", "--data", text, "--out", tmp_path / "run", *tiny, "--store", tmp_path / "other")
     assert end.code == 0
     assert not store.exists()
-    assert len(list((tmp_path / "other").glob("*/train.bin"))) == 1
+    assert len(list((tmp_path / "other").glob("*/train-tokens.bin"))) == 1
 
 
 def test_a_folder_with_splits(command, tiny, tmp_path):

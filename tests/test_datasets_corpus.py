@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from refimpl.config import DataConfig
-from refimpl.datasets import corpus as corpus_module
 from refimpl.datasets import encoding, sources
 from refimpl.datasets.corpus import open_corpus
 from refimpl.datasets.sample import sample_bytes
 from refimpl.datasets.vocabulary import Vocabulary
 from refimpl.errors import InputError
 
+FILES = ["SHA256SUMS", "prepared.json", "test-tokens.bin", "train-tokens.bin", "valid-tokens.bin"]
 SPLITS = {"train.txt": "b a\n\nc a b\nd", "valid.txt": "a b\nc", "test.txt": "d d\n"}
 
 
@@ -44,7 +44,7 @@ def test_words_of_a_folder(folder, store):
         "source": str(folder), "sha256": hashlib.sha256("".join(SPLITS.values()).encode()).hexdigest(),
         "bytes": {"train": 12, "valid": 5, "test": 4}, "tokens": {"train": 10, "valid": 5, "test": 3},
         "vocabulary": {"kind": "word", "size": 5},
-        "conventions": {"ties": "first", "minimum_count": 1, "unknown": "error"},
+        "conventions": {"name": "words", "numbering": "frequency", "ties": "first", "minimum_count": 1, "unknown": "error"},
         "unknown_share": {"train": 0.0, "valid": 0.0, "test": 0.0}}
 
 
@@ -54,7 +54,8 @@ def test_rare_words_of_a_folder(folder, store):
     assert corpus.vocabulary.symbols == ("<eos>", "<unk>", "a", "b")
     assert splits(corpus) == [[3, 2, 0, 0, 1, 2, 3, 0, 1, 0], [2, 3, 0, 1, 0], [1, 1, 0]]
     assert corpus.describe()["unknown_share"] == {"train": 0.2, "valid": 0.2, "test": 2 / 3}
-    assert corpus.describe()["conventions"] == {"ties": "reversed", "minimum_count": 2, "unknown": "<unk>"}
+    assert corpus.describe()["conventions"] == {
+        "name": "words", "numbering": "frequency", "ties": "reversed", "minimum_count": 2, "unknown": "<unk>"}
 
 
 def test_unseen_words(folder, store):
@@ -72,7 +73,7 @@ def test_characters_of_all_splits(folder, store):
     corpus = open_corpus(DataConfig(str(folder), "character"), store)
     assert corpus.vocabulary.symbols == ("\n", " ", "a", "b", "c", "d", "é")
     assert splits(corpus)[1:] == [[2, 1, 3, 0, 4], [5, 6, 0]]
-    assert corpus.describe()["conventions"] == {}
+    assert corpus.describe()["conventions"] == {"name": "characters"}
     assert "unknown_share" not in corpus.describe()
     assert corpus.sizes["test"] == 4
 
@@ -117,7 +118,7 @@ def test_a_text_is_encoded_once(folder, store, monkeypatch):
     def refuse(*_):
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(corpus_module, "encode_source", refuse)
+    monkeypatch.setattr(encoding, "encode_source", refuse)
     second = open_corpus(DataConfig(str(moved), "word"), store)
     assert splits(first) == splits(second)
     assert second.source == str(moved)
@@ -147,12 +148,14 @@ def damage_nothing_left(place):
 
 
 @pytest.mark.parametrize("damage", [
-    lambda place: (place / "train.bin").write_bytes(b"\1"),
-    lambda place: (place / "test.bin").unlink(),
-    lambda place: (place / "corpus.json").write_text("{"),
-    lambda place: (place / "corpus.json").write_text("[]"),
-    lambda place: (place / "corpus.json").write_text(json.dumps({"vocabulary": Vocabulary("byte").to_json()})),
-    lambda place: (place / "corpus.json").write_bytes(b"\xff"),
+    lambda place: (place / "train-tokens.bin").write_bytes(b"\1"),
+    lambda place: (place / "test-tokens.bin").unlink(),
+    lambda place: (place / "prepared.json").write_text("{"),
+    lambda place: (place / "prepared.json").write_text("[]"),
+    lambda place: (place / "prepared.json").write_text(json.dumps({"vocabulary": Vocabulary("byte").to_json()})),
+    lambda place: (place / "prepared.json").write_bytes(b"\xff"),
+    lambda place: (place / "SHA256SUMS").write_text(""),
+    lambda place: (place / "train-tokens.bin").write_bytes(bytes(10)),
     damage_nothing_left,
 ])
 def test_a_damaged_corpus_is_encoded_again(folder, store, damage):
@@ -162,7 +165,7 @@ def test_a_damaged_corpus_is_encoded_again(folder, store, damage):
     damage(place)
     assert splits(open_corpus(config, store)) == expected
     assert [*store.iterdir()] == [place]
-    assert sorted(file.name for file in place.iterdir()) == ["corpus.json", "test.bin", "train.bin", "valid.bin"]
+    assert sorted(file.name for file in place.iterdir()) == FILES
 
 
 @pytest.mark.parametrize(("kind", "where", "offset"), [
@@ -186,21 +189,21 @@ def test_a_text_that_changes_while_it_is_read(folder, store, monkeypatch):
 
     monkeypatch.setattr(encoding, "source_vocabulary", change)
     with pytest.raises(InputError, match="expected a text that stays the same while it is read"):
-        open_corpus(DataConfig(str(folder), "word"), store)
+        open_corpus(DataConfig(str(folder), "character"), store)
     assert list(store.iterdir()) == []
 
 
 def test_whoever_is_first_wins(folder, store, monkeypatch):
-    original = corpus_module.encode_source
+    original = encoding.encode_source
 
     def slow(source, sha256, config, vocabulary, place):
-        monkeypatch.setattr(corpus_module, "encode_source", original)
+        monkeypatch.setattr(encoding, "encode_source", original)
         open_corpus(config, store)
         (winner,) = (entry for entry in store.iterdir() if not entry.name.startswith("encoding-"))
         (winner / "mark").touch()
         original(source, sha256, config, vocabulary, place)
 
-    monkeypatch.setattr(corpus_module, "encode_source", slow)
+    monkeypatch.setattr(encoding, "encode_source", slow)
     assert splits(open_corpus(DataConfig(str(folder)), store))[1] == list(b"a b\nc")
     (place,) = store.iterdir()
     assert (place / "mark").exists()

@@ -1,6 +1,7 @@
 """Symbols and numbers: hand-worked vocabularies, round trips, and every refusal."""
 
 import json
+from collections import Counter
 from itertools import chain
 
 import numpy as np
@@ -20,7 +21,8 @@ WORDS = Vocabulary("word", ("<eos>", "b", "a", "c", "d"))
 
 def words_in(text, ties="first", minimum_count=1, unknown="error", chunk=1000):
     chunks = [text[i:i + chunk] for i in range(0, len(text), chunk)]
-    return word_vocabulary(words_of(decoded(finished_lines(chunks), "text")), ties, minimum_count, unknown)
+    words = chain.from_iterable(words_of(decoded(finished_lines(chunks), "text")))
+    return word_vocabulary(Counter(words), ties, minimum_count, unknown)
 
 
 def cut(data, places):
@@ -57,7 +59,7 @@ def test_chunks_may_end_anywhere(text, places):
     data = text.encode()
     words = [word for line in text.split("\n") for word in (*line.split(), "<eos>")][:-1]
     assert [*chain.from_iterable(words_of(decoded(cut(data, places), "text")))] == words
-    by_word = word_vocabulary([[*words, "<eos>"]], "first", 1, "error")
+    by_word = word_vocabulary(Counter([*words, "<eos>"]), "first", 1, "error")
     for vocabulary in (BYTES, character_vocabulary([text + "a"]), by_word):
         pieces = list(vocabulary.encode_chunks(cut(data, places), "text"))
         assert np.concatenate([np.empty(0, int), *pieces]).tolist() == vocabulary.encode(data).tolist()

@@ -75,7 +75,7 @@ def test_every_value_survives_toml(tmp_path):
                         dtype="float64", workers=3, attention="textbook", log_every=9, evaluate_every=8,
                         evaluate_tokens=70, checkpoint_every=6, keep_checkpoints=5,
                         on_nonfinite="skip")
-    data = DataConfig("a/b", "word", "reversed", 3, "<unk>")
+    data = DataConfig("a/b", "word", "reversed", 3, "<unk>", "published", "appearance")
     assert there_and_back(tmp_path / "file.toml", model, train, data) == (model, train, data)
     for config, least in ((model, ModelConfig(**SIZES)), (train, TrainConfig()), (data, DataConfig())):
         same = {field.name for field in fields(config) if getattr(config, field.name) == getattr(least, field.name)}
