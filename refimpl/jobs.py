@@ -151,7 +151,7 @@ def _opened(run: runs.Run, corpus: Corpus) -> Opened:
     def validate(stop: Callable[[], bool]) -> Evaluation:
         start = corpus.valid[: saved.train_config.evaluate_tokens or None]
         protocol = settle("every-token", unit_of(corpus.vocabulary), saved.config, saved.train_config.block)
-        return score(saved.parameters, saved.config, start, corpus.vocabulary, protocol, stop)
+        return score(saved.parameters, saved.config, start, corpus.vocabulary, protocol, stop=stop)
 
     return Opened(run, unit_of(corpus.vocabulary), validate)
 

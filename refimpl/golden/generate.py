@@ -3,6 +3,7 @@
 `python -m refimpl.golden.generate` writes them anew, with `--check` it compares those that are there.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -43,7 +44,18 @@ def generate(folder: Path) -> None:
 def maker() -> dict[str, Any]:
     """What vectors depend on in their last bits, beside the cases."""
     return {"refimpl": __version__, "numpy": np.__version__, "machine": platform.machine(),
-            "libc": " ".join(platform.libc_ver()), "longdouble_bits": int(np.finfo(np.longdouble).nmant)}
+            "libc": " ".join(platform.libc_ver()), "longdouble_bits": int(np.finfo(np.longdouble).nmant),
+            "functions": functions_digest()}
+
+
+def functions_digest() -> str:
+    """SHA-256 of exp, log, sin and cos in extended precision at some numbers: processors round some of them differently."""
+    digest = hashlib.sha256()
+    x = np.arange(1, 4096, dtype=np.longdouble) / 97
+    for y in (np.exp(x), np.exp(-x), np.log(x), np.sin(x), np.cos(x)):
+        high = y.astype(np.float64)
+        digest.update(high.tobytes() + (y - high).astype(np.float64).tobytes())  # of y itself some bytes are undefined
+    return digest.hexdigest()
 
 
 def generate_group(group: str, folder: Path) -> None:
