@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from refimpl import durable, locks, optimizers, parameters, settings, training
 from refimpl.checkpoint import Checkpoint
 from refimpl.computing import computing, difference
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
-from refimpl.errors import InputError
+from refimpl.errors import InputError, OutsideError
 from refimpl.inputs import initial_past
 from refimpl.writer import Writer
 
@@ -59,8 +59,9 @@ def begin(
     with ExitStack() as held:
         unlocked = locks.hold(folder, held)
         check_free(folder)  # another process may have begun just now
-        durable.sync(folder.parent)
-        durable.replace(folder / "config.toml", settings.to_toml(config, train_config, data))
+        with _disk(folder):
+            durable.sync(folder.parent)
+            durable.replace(folder / "config.toml", settings.to_toml(config, train_config, data))
         return Run(folder, saved, data, batches, held=held.pop_all(), unlocked=unlocked)
 
 
@@ -91,8 +92,9 @@ def resume(
     now = {**computing(), "workers": saved.train_config.workers}
     moved = difference({"workers": before.workers, **saved.progress.get("computing", now)}, now)
     saved.progress["computing"], saved.progress["data"] = computing(), asdict(data)
-    _forget_after(folder / "log.jsonl", saved.optimizer.updates, saved.progress.get("validated"))
-    durable.replace(folder / "config.toml", settings.to_toml(saved.config, saved.train_config, data))
+    with _disk(folder):
+        _forget_after(folder / "log.jsonl", saved.optimizer.updates, saved.progress.get("validated"))
+        durable.replace(folder / "config.toml", settings.to_toml(saved.config, saved.train_config, data))
     return Run(folder, saved, data, batches, moved=moved)
 
 
@@ -121,6 +123,15 @@ def check_sight(config: ModelConfig) -> None:
     if not (config.memory or config.attend_self or config.zero_past):
         raise InputError("model: expected memory of 1 or more, attend_self or zero_past, got none of them: a text's first "
                          "token would see nothing")
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """What can't be written here is the disk's failure, not the caller's."""
+    try:
+        yield
+    except OSError as error:
+        raise OutsideError(f"{folder}: {error}") from error
 
 
 def _forget_after(log: Path, update: int, validated: int | None) -> None:

@@ -77,9 +77,9 @@ def of_reading(found: dict[str, Any]) -> tuple[str, str, bool]:
 def of_endurance(found: dict[str, Any]) -> tuple[str, str, bool]:
     """The same."""
     return "Endurance", (
-        f"`python tests/faults/endurance.py {found['updates']}`: {found['updates']:,} updates of a tiny model, logged, validated "
-        f"and saved "
-        f"along the way. Resident memory was {found['half']:,} bytes at half of them and {found['end']:,} at the end; the "
+        f"`python tests/faults/endurance.py {found['updates']}`: {found['updates']:,} updates of a tiny model, logged, "
+        f"validated and saved along the way. Resident memory was {found['half']:,} bytes at half of them and "
+        f"{found['end']:,} at the end; the "
         f"largest of the last quarter exceeds the largest of the one before by {found['growth']:,} bytes "
         f"({'flat' if found['flat'] else 'it grows'}; 1 MiB is allowed)."), found["flat"]
 
