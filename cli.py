@@ -7,6 +7,7 @@ import click
 
 from refimpl import __version__, exits
 from refimpl.checks.commands import gradcheck
+from refimpl.convert_commands import convert
 from refimpl.datasets.commands import data
 from refimpl.errors import InputError
 from refimpl.exits import debug_option
@@ -185,6 +186,7 @@ def info(kernels: str, store: Path | None, as_json: bool) -> None:
                                    for name, value in result.items()), as_json)
 
 
+commands.add_command(convert)
 commands.add_command(data)
 commands.add_command(golden)
 commands.add_command(gradcheck)

@@ -12,7 +12,7 @@ from refimpl.arrays import Array
 from refimpl.checkpoint import Checkpoint
 from refimpl.config import DataConfig, ModelConfig
 from refimpl.datasets.batches import every_token_once, published_blocks
-from refimpl.datasets.corpus import open_corpus
+from refimpl.datasets.corpus import Corpus, open_corpus
 from refimpl.datasets.vocabulary import Tokens, Vocabulary
 from refimpl.datasets.yardsticks import yardsticks
 from refimpl.errors import InputError
@@ -37,7 +37,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """The result of `eval`: losses of a split in every unit that applies, what they were measured on, and how."""
     saved = checkpoint.load(path)
-    corpus = open_corpus(run_data(path, data_path), store, _vocabulary(saved))
+    corpus = _corpus(saved, run_data(path, data_path), store, data_path is not None)
     block = block or saved.train_config.block
     tokens = getattr(corpus, split)
     result = score(saved.parameters, saved.config, tokens, corpus.vocabulary, block, streams, protocol)
@@ -55,6 +55,19 @@ def evaluate_run(
     if with_yardsticks:
         report["yardsticks"] = yardsticks(corpus.train, tokens, corpus.vocabulary.size)
     return report
+
+
+def _corpus(saved: Checkpoint, data: DataConfig, store: Path, named: bool) -> Corpus:
+    """The text in the checkpoint's vocabulary; in its own, if that is as large, where a converted checkpoint has none."""
+    if saved.vocabulary is not None:
+        return open_corpus(data, store, _vocabulary(saved))
+    if not named:
+        raise InputError(f"{saved.path}: expected --data with a text, as the checkpoint has no vocabulary, got none")
+    corpus = open_corpus(data, store)
+    if corpus.vocabulary.size != saved.config.vocabulary:
+        raise InputError(f"{corpus.source}: expected a vocabulary of {saved.config.vocabulary}, as the model has, got one "
+                         f"of {corpus.vocabulary.size}")
+    return corpus
 
 
 class Passages(NamedTuple):
@@ -91,7 +104,8 @@ def read_prompts(given: Sequence[str], path: Path | None) -> list[str]:
 
 def _vocabulary(saved: Checkpoint) -> Vocabulary:
     if saved.vocabulary is None:
-        raise InputError(f"{saved.path}: expected a checkpoint with a vocabulary, got one without")
+        raise InputError(f"{saved.path}: expected a checkpoint with a vocabulary, got one without (refimpl convert … --data "
+                         "gives it one)")
     return Vocabulary.from_json(saved.vocabulary)
 
 

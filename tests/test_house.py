@@ -24,8 +24,8 @@ ORDER = [
     "golden.cases", "golden.orders", "golden.bounds", "golden.planted", "golden.vectors", "golden.verdicts",
     "golden.listing", "golden.margins", "golden.compare", "golden.conventions", "golden.generate", "golden.diagnose",
     "golden.exchange", "golden.processes", "golden.adapters", "golden.worker", "golden.verify", "golden.findings",
-    "golden.reports", "golden.pytest_plugin", "datasets", "results", "jobs", "console", "exits", "starts", "terminal",
-    "checks.commands", "golden.commands", "datasets.commands", "cli", "__main__",
+    "golden.reports", "golden.pytest_plugin", "datasets", "results", "jobs", "conversions", "console", "exits", "starts",
+    "terminal", "convert_commands", "checks.commands", "golden.commands", "datasets.commands", "cli", "__main__",
 ]
 FILE_LINES, FUNCTION_LINES = 250, 45
 
