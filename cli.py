@@ -52,7 +52,7 @@ def commands() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/PRESET]")
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
 @click.option("--time-limit", type=click.FloatRange(0, min_open=True), help="Stop after so many seconds, with a checkpoint.")
-@click.option("--dry-run", is_flag=True, help="Print parameters, memory and tokens per update; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Print parameters, memory and operations per token; train nothing.")
 @computing_options
 @as_json
 def train(
@@ -82,6 +82,9 @@ def train(
     run, unit, evaluate = jobs.open_run(request, resume)
     _tell_passed_over(run.saved.passed_over, str(run.saved.path))
     run.time_limit = time_limit
+    later = jobs.later_shortage(run.saved)
+    if later:
+        console.note(f"refimpl: should every span grow to its end: {later}")
     terminal.train(run, unit, evaluate, as_json)
 
 

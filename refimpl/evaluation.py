@@ -60,6 +60,7 @@ def evaluate(
         loss = _sum(out.token_loss)
         total, means, count, tokens = total + loss, means + loss / size, count + 1, tokens + size
         line_ends += 0 if end_of_line is None else int((block.targets == end_of_line).sum())
+        del out  # before the next block's is made: what it saved for a backward is the most of it
     if not count:
         raise InputError("evaluation: expected at least one block of text, got none")
     loss = total / tokens if weighted else means / count

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refimpl import accounting, checkpoint, runs, settings
+from refimpl import accounting, checkpoint, ram, room, runs, settings
 from refimpl.bench import bench as measure
 from refimpl.blas import this_machine
 from refimpl.config import DataConfig, TrainConfig
@@ -46,7 +46,11 @@ def dry_run(request: Request) -> dict[str, Any]:
         corpus = open_corpus(DataConfig(**tables["data"]), request.store)
         tables["model"]["vocabulary"] = corpus.vocabulary.size
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
-    return {"name": _name(request), **accounting.describe(config, train_config)}
+    available = ram.available()
+    shortages = {when: room.shortage(config, train_config, share, available)
+                 for when, share in (("full_span", 1.0), ("span_initial", config.span_initial))}
+    return {"name": _name(request), **accounting.describe(config, train_config), "available_memory": available,
+            "shortage": {when: told or None for when, told in shortages.items()}}
 
 
 def bench(request: Request, repeats: int) -> dict[str, Any]:
@@ -78,8 +82,14 @@ def open_run(request: Request, resume: bool) -> Opened:
     config = settings.model_config({**tables["model"], "vocabulary": size})
     batches = Batches(corpus.train, train_config.batch, train_config.block, train_config.seed)
     _check_validation(corpus)
+    room.check(config, train_config, config.span_initial, ram.available())
     run = runs.begin(folder, config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256)
     return _opened(run, corpus)
+
+
+def later_shortage(saved: checkpoint.Checkpoint) -> str:
+    """What to tell of a run that fits as it begins but not with every span full; "" if it does, or if spans are fixed."""
+    return room.shortage(saved.config, saved.train_config, 1.0, ram.available()) if saved.config.adaptive_span else ""
 
 
 def _check_validation(corpus: Corpus) -> None:
@@ -92,6 +102,7 @@ def _resumed(request: Request) -> Opened:
     if (folder / checkpoint.MANIFEST).exists():
         raise InputError(f"{folder}: expected a run's folder to go on with, got a checkpoint's")
     saved, data = checkpoint.load(folder), _absolute(run_data(folder, request.data_path))
+    room.check(saved.config, saved.train_config, _longest_span(saved), ram.available())
     given = _given(request) if request.preset or request.config_file else settings.override({}, request.assignments)
     if request.preset and not settings.override({}, request.assignments)["model"].get("vocabulary"):
         given["model"].pop("vocabulary", None)  # a preset's gives way to the text's
@@ -102,6 +113,13 @@ def _resumed(request: Request) -> Opened:
     corpus = open_corpus(data, request.store)
     batches = Batches(corpus.train, saved.train_config.batch, saved.train_config.block, saved.train_config.seed)
     return _opened(runs.resume(folder, saved, given, data, batches, corpus.sha256), corpus)
+
+
+def _longest_span(saved: checkpoint.Checkpoint) -> float:
+    """The largest ρ of all heads, 1 where spans are fixed."""
+    rho = [saved.parameters[f"layers.{layer}.attention.span"] for layer in range(saved.config.layers)
+           if saved.config.adaptive_span]
+    return max(float(each.max()) for each in rho) if rho else 1.0
 
 
 def _opened(run: runs.Run, corpus: Corpus) -> Opened:

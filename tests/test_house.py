@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # imports flow downwards: a file may import what stands before it
 ORDER = [
-    "errors", "cores", "blas_candidate", "blas", "arrays", "arena", "masks", "computing",
-    "validation", "config", "settings", "parameters", "inputs", "layers.linear", "layers.dropout",
+    "errors", "cores", "ram", "blas_candidate", "blas", "arrays", "arena", "masks", "computing", "validation",
+    "config", "settings", "parameters", "inputs", "layers.linear", "layers.dropout",
     "layers.embedding", "layers.layer_norm", "layers.softmax", "layers.softmax_loss", "layers.span", "layers.positions",
     "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.ff_attention", "layers.attention",
     "layers.tiles", "layers.tiled_logits", "layers.tiled_gradients", "layers.tiled_attention",
@@ -19,8 +19,8 @@ ORDER = [
     "variants", "model", "optimizers",
     "functions.forms", "functions.basic", "functions.composed", "functions", "training", "evaluation",
     "ring", "continuation", "generation", "bench",
-    "checkpoint", "convert", "accounting", "runs", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
-    "checks.run", "golden.cases.form", "golden.cases.basic", "golden.cases.attention", "golden.cases.whole",
+    "checkpoint", "convert", "operations", "accounting", "room", "runs", "gradcheck", "checks.pairs",
+    "checks.attentions", "checks.models", "checks.run", "golden.cases.form", "golden.cases.basic", "golden.cases.attention", "golden.cases.whole",
     "golden.cases", "golden.orders", "golden.bounds", "golden.planted", "golden.vectors", "golden.verdicts",
     "golden.listing", "golden.margins", "golden.compare", "golden.conventions", "golden.generate", "golden.diagnose",
     "golden.exchange", "golden.processes", "golden.adapters", "golden.worker", "golden.verify", "golden.findings",
