@@ -10,7 +10,7 @@ from refimpl import operations, parameters
 from refimpl.arrays import available_cores
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.layers.fused_softmax import CHUNKING
-from refimpl.layers.tiles import TILING
+from refimpl.layers.tiles import TILING, cut
 from refimpl.optimizers import ACCUMULATORS
 from refimpl.variants import attention_path
 
@@ -62,7 +62,8 @@ def _validation(config: ModelConfig, train_config: TrainConfig, share: float) ->
     """A block of STREAMS texts scored, the past before it and after it."""
     scoring = replace(train_config, batch=STREAMS, workers=1, attention="auto")
     sizes, past = Sizes(config, scoring, share), config.layers * STREAMS * config.span * config.width
-    return (config.layers * sizes.saved_by_layer() + 3 * sizes.scored) / ROUNDING + 2 * past
+    output = min(sizes.scored, CHUNKING.logits) if sizes.in_chunks else 3 * sizes.scored
+    return config.layers * sizes.saved_by_layer() / ROUNDING + output + 2 * past
 
 
 @dataclass(frozen=True)
@@ -174,5 +175,9 @@ class Sizes:
         """Every thread's own arrays: two blocks of tiles, products of them, and one text's rows of one head."""
         if not self.tiled:
             return 0.0
-        threads, length = available_cores(), self.context / self.train.batch
-        return threads * (3 * TILING.elements + 12 * length * self.config.head_width)
+        config, block = self.config, self.train.block
+        window = operations.window(config, self.share)
+        slots = config.memory if config.variant == "all-attention" else 0
+        at = cut(block, window, window, slots, config.attend_self, TILING)
+        blocks = 2 * at.stack * at.rows * (at.width + slots) + at.stack * at.width * config.head_width
+        return available_cores() * (blocks + 12 * (block + window) * config.head_width)

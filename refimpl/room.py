@@ -20,7 +20,7 @@ def shortage(config: ModelConfig, train_config: TrainConfig, share: float, avail
     parts = ", ".join(f"{purpose} {_amount(memory[purpose])}" for purpose in largest)
     found = list(suggestions(config, train_config, share, available))
     change = f"it fits with {' or '.join(found)}" if found else (
-        "neither train.batch nor train.block nor model.span alone makes it fit: try several, or model.layers and model.width")
+        "neither train.batch nor train.block nor model.span alone makes it fit: try several, model.layers or model.width")
     return f"expected {_amount(available)} of memory to be enough, got an estimate of {_amount(needed)} ({parts}); {change}"
 
 
