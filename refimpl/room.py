@@ -42,14 +42,18 @@ def suggestions(config: ModelConfig, train_config: TrainConfig, share: float, av
     batch = _largest(train_config.batch - 1, lambda size: fits(config, replace(train_config, batch=size)))
     if batch:
         yield f"train.batch={batch}"
-    for name, value, smallest, changed in (
-        ("train.block", train_config.block, SMALLEST_BLOCK, lambda size: (config, replace(train_config, block=size))),
-        ("model.span", config.span, SMALLEST_SPAN, lambda size: (replace(config, span=size), train_config)),
-    ):
-        sizes = (value >> halvings for halvings in range(1, value.bit_length()))
-        size = next((size for size in sizes if size >= smallest and fits(*changed(size))), None)
-        if size:
-            yield f"{name}={size}"
+    block = _halved(train_config.block, SMALLEST_BLOCK, lambda size: fits(config, replace(train_config, block=size)))
+    if block:
+        yield f"train.block={block}"
+    span = _halved(config.span, SMALLEST_SPAN, lambda size: fits(replace(config, span=size), train_config))
+    if span:
+        yield f"model.span={span}"
+
+
+def _halved(value: int, smallest: int, fits: Callable[[int], bool]) -> int:
+    """The first of value / 2, value / 4, … that fits, 0 if none down to the smallest does."""
+    sizes = (value >> halvings for halvings in range(1, value.bit_length()))
+    return next((size for size in sizes if size >= smallest and fits(size)), 0)
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

@@ -7,8 +7,9 @@ from refimpl.arrays import limit_threads
 from refimpl.config import TrainConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/presets.md"
-HEADER = """| preset | L | D | H | S | N or F | V | B × T | parameters | GB at first | GB, spans full | Mop at first | Mop, spans full |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
+COLUMNS = ("preset", "L", "D", "H", "S", "N or F", "V", "B × T", "parameters", "GB at first", "GB, spans full",
+           "Mop at first", "Mop, spans full")
+HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def row(name):
