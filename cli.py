@@ -7,6 +7,7 @@ import click
 
 from refimpl import __version__, exits
 from refimpl.checks.commands import gradcheck
+from refimpl.convert_commands import convert
 from refimpl.datasets.commands import data
 from refimpl.errors import InputError
 from refimpl.exits import debug_option
@@ -55,7 +56,7 @@ def commands() -> None:
               help="Stop after so many seconds, with a checkpoint; exit code 75 says that --resume has more to do.")
 @click.option("--on-nonfinite", type=click.Choice(["stop", "skip"]),
               help="Whether an update that is not finite ends the run, or changes nothing.  [default: stop]")
-@click.option("--dry-run", is_flag=True, help="Print parameters, memory and tokens per update; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Print parameters, memory and operations per token; train nothing.")
 @computing_options
 @as_json
 def train(
@@ -87,6 +88,9 @@ def train(
     run, unit, evaluate = jobs.open_run(request, resume)
     _tell_passed_over(run.saved.passed_over, str(run.saved.path))
     run.time_limit = time_limit
+    later = jobs.later_shortage(run.saved)
+    if later:
+        console.note(f"refimpl: should every span grow to its end: {later}")
     terminal.train(run, unit, evaluate, as_json)
 
 
@@ -199,6 +203,7 @@ def info(kernels: str, store: Path | None, as_json: bool) -> None:
                                    for name, value in result.items()), as_json)
 
 
+commands.add_command(convert)
 commands.add_command(data)
 commands.add_command(golden)
 commands.add_command(gradcheck)

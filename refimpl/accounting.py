@@ -1,90 +1,185 @@
-"""What a configuration will take, told before anything is allocated: parameters, bytes by purpose, tokens per update."""
+"""What a configuration will take, told before anything is allocated: parameters, bytes by purpose, operations per token."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from refimpl import parameters
+from refimpl import operations, parameters
 from refimpl.arrays import available_cores
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.layers.fused_softmax import CHUNKING
-from refimpl.layers.tiles import TILING
+from refimpl.layers.tiles import TILING, cut
 from refimpl.optimizers import ACCUMULATORS
 from refimpl.variants import attention_path
 
+STREAMS = 8  # texts that validation scores side by side
+ROUNDING = 17 / 16  # blocks of the arena are an eighth larger than what they hold at most: a sixteenth on average
+
 
 def describe(config: ModelConfig, train_config: TrainConfig) -> dict[str, Any]:
-    """parameters.total and .by_group, memory in bytes by purpose, tokens_per_update."""
-    groups, memory = parameters.count(config), bytes_by_purpose(config, train_config)
+    """parameters.total and .by_group; memory in bytes and operations per token, both with all spans full and at first."""
+    groups, told = parameters.count(config), {}
+    for when, share in (("full_span", 1.0), ("span_initial", config.span_initial)):
+        memory = bytes_by_purpose(config, train_config, share)
+        told[when] = {"memory": {"total": sum(memory.values()), "by_purpose": memory},
+                      "operations_per_token": operations.per_token(config, train_config, operations.window(config, share))}
     return {
         "parameters": {"total": sum(groups.values()), "by_group": groups},
-        "memory": {"total": sum(memory.values()), "by_purpose": memory},
+        "memory": told["full_span"]["memory"], "memory_at_first": told["span_initial"]["memory"],
+        "operations_per_token": {when: each["operations_per_token"] for when, each in told.items()},
         "tokens_per_update": train_config.batch * train_config.block,
     }
 
 
-def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig) -> dict[str, int]:
-    """Bytes at the peak of an update, at the full past.
+def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig, share: float = 1.0) -> dict[str, int]:
+    """Bytes at the peak of an update, at the full past, where the longest span of each layer is `share` of S.
 
     saved: what forward keeps for backward; scratch: the optimiser's two vectors and the temporary arrays of the largest
-    step, once for each worker that runs at the same time; checkpoint: the copy that is written while training goes on.
+    step, once for each worker that runs at the same time; validation: what scoring takes while these are kept for the next
+    update. All three are counted array by array as layers/ makes them. checkpoint: the copy that is written while training
+    goes on.
     """
-    path = attention_path(train_config.attention, config, train_config.batch, train_config.block)
-    train_config, item = replace(train_config, attention=path), np.dtype(train_config.dtype).itemsize
-    vector = parameters.total(config) * item
-    workers = min(train_config.batch, train_config.workers or available_cores())
-    past = config.layers * train_config.batch * config.span * config.width * item
+    sizes, vector = Sizes(config, train_config, share), parameters.total(config)
     accumulators = len(ACCUMULATORS[train_config.optimizer])
     if train_config.optimizer == "sgd" and not train_config.momentum:
         accumulators = 0
-    rows = train_config.batch * train_config.block
-    weights = rows * _kept_slots(config, train_config) * item
-    scored = _scored(config, rows)
-    in_chunks = bool(config.cutoffs) and train_config.attention == "tiled"
-    output = min(scored, workers * CHUNKING.logits) if in_chunks else 2 * scored
-    return {
-        "parameters": vector,
-        "gradients": vector * workers,
-        "optimizer": vector * accumulators,
-        "past": 2 * past,
-        "saved": (config.layers * _saved_by_layer(config, train_config) + (0 if in_chunks else scored)) * item,
-        "checkpoint": vector * (1 + accumulators) if train_config.checkpoint_every or train_config.evaluate_every else 0,
-        "scratch": 2 * vector + max(4 * weights + _tiles(train_config) * item, output * item),
+    past = config.layers * train_config.batch * config.span * config.width
+    counts = {
+        "parameters": float(vector),
+        "gradients": vector * sizes.workers * ROUNDING,
+        "optimizer": float(vector * accumulators),
+        # the old one and the new one; of several workers each makes its part of the new one first
+        "past": past * (2 + (sizes.workers > 1)) * ROUNDING,
+        "saved": config.layers * sizes.saved_by_layer() + sizes.saved_by_output(),
+        "scratch": 2 * vector + sizes.scratch(),
+        "validation": _validation(config, train_config, share),
+        "checkpoint": float(vector * (1 + accumulators) * bool(train_config.checkpoint_every or train_config.evaluate_every)),
     }
+    return {purpose: round(count * np.dtype(train_config.dtype).itemsize) for purpose, count in counts.items()}
 
 
-def _saved_by_layer(config: ModelConfig, train_config: TrainConfig) -> int:
-    """Elements that one layer's forward keeps, the arrays of layers/ one by one."""
-    batch, block, width, slots = train_config.batch, train_config.block, config.width, _kept_slots(config, train_config)
-    rows, context, tiled = batch * block, batch * (block + config.span), train_config.attention == "tiled"
-    window = 0 if tiled else batch * (config.span + block - 1)
-    by_position = (3 * context + 2 * window + 6 * rows) * width  # context, keys, values; windows; queries … norm
-    product = 2 if tiled else config.span + block  # in tiles: each row's maximum and normaliser
-    by_slot = rows * (3 * slots + config.context_heads * product)  # logits, share, attention; the product
-    constant = 0 if tiled else 2 * block * slots  # w and w + ε
-    masks = rows * slots // 4 if config.dropout else 0
-    inner = rows * (3 * config.feed_forward + 3 * width) if config.feed_forward else 0
-    waves = 2 * config.span * width if config.positions == "transformer-xl" else 0  # the sinusoid, and projected
-    return by_position + by_slot + constant + masks + inner + waves
+def _validation(config: ModelConfig, train_config: TrainConfig, share: float) -> float:
+    """A block of STREAMS texts scored, the past before it and after it."""
+    scoring = replace(train_config, batch=STREAMS, workers=1, attention="auto")
+    sizes, past = Sizes(config, scoring, share), config.layers * STREAMS * config.span * config.width
+    output = min(sizes.scored, CHUNKING.logits) if sizes.in_chunks else 3 * sizes.scored
+    return config.layers * sizes.saved_by_layer() / ROUNDING + output + 2 * past
 
 
-def _kept_slots(config: ModelConfig, train_config: TrainConfig) -> int:
-    """Slots of all heads whose weights a query keeps: in tiles those of persistent vectors apart from the context."""
-    persistent = config.memory_shape[0] * config.memory
-    if train_config.attention == "tiled":
-        return 0 if config.variant == "all-attention" else persistent
-    return config.context_heads * config.span + persistent
+@dataclass(frozen=True)
+class Sizes:
+    """Elements of an update's arrays, all workers together, at a share of the span."""
 
+    config: ModelConfig
+    train: TrainConfig
+    share: float
 
-def _tiles(train_config: TrainConfig) -> int:
-    """Elements of every thread's two blocks of tiles."""
-    return 2 * available_cores() * TILING.elements if train_config.attention == "tiled" else 0
+    @cached_property
+    def tiled(self) -> bool:
+        """Whether attention is computed in tiles."""
+        path = attention_path(self.train.attention, self.config, self.train.batch, self.train.block)
+        return path == "tiled"
 
+    @cached_property
+    def workers(self) -> int:
+        """Parts of the batch that are computed side by side."""
+        return min(self.train.batch, self.train.workers or available_cores())
 
-def _scored(config: ModelConfig, rows: int) -> int:
-    """Elements of the output's logits; with clusters, of the head's and, at worst, of the widest tail's."""
-    if not config.cutoffs:
-        return rows * config.vocabulary
-    sizes = [end - first for first, end, _ in config.clusters]
-    return rows * (sizes[0] + len(sizes) - 1 + max(sizes[1:]))
+    @cached_property
+    def rows(self) -> int:
+        """B T."""
+        return self.train.batch * self.train.block
+
+    @cached_property
+    def context(self) -> int:
+        """Rows of [past ; block] that are projected: in tiles those within reach."""
+        window = operations.window(self.config, self.share) if self.tiled else self.config.span
+        return self.train.batch * (self.train.block + window)
+
+    @cached_property
+    def by_head(self) -> int:
+        """Width of keys and values."""
+        return self.config.context_heads * self.config.head_width
+
+    @cached_property
+    def slots(self) -> int:
+        """Slots of all heads whose weights a query keeps with all that they are made of: none in tiles."""
+        if self.tiled:
+            return 0
+        with_context = self.config.memory * self.config.heads if self.config.variant == "all-attention" else 0
+        return self.config.context_heads * self.config.span + with_context
+
+    @cached_property
+    def apart(self) -> int:
+        """Persistent slots under a softmax of their own, of which a query keeps the weight alone."""
+        return 0 if self.config.variant == "all-attention" else self.config.memory_shape[0] * self.config.memory
+
+    @cached_property
+    def product(self) -> int:
+        """A product of all queries with all keys of the block and the span before it; none in tiles."""
+        return 0 if self.tiled else self.rows * self.config.context_heads * (self.config.span + self.train.block)
+
+    def saved_by_layer(self) -> float:
+        """What one layer's forward keeps."""
+        config, rows = self.config, self.rows
+        by_row = 5 * rows * config.width  # queries, what they are projected from, y, normalised rows, the layer's output
+        by_position = self.context * (config.width + 2 * self.by_head)
+        windows = 0 if self.tiled else 2 * self.train.batch * (config.span + self.train.block) * self.by_head
+        dropped = (self.slots + self.apart) * rows * 1.25 if config.dropout else 0
+        by_slot = rows * (3 * self.slots + self.apart + 2 * config.context_heads) + self.product + dropped
+        constant = self.workers * (config.span * config.head_width + config.context_heads * config.span)
+        if not self.tiled:
+            constant += self.workers * (1 + bool(config.normalizer_epsilon)) * self.train.block * self.slots
+        inner = 0.0
+        if config.feed_forward:
+            inner = rows * (2 * config.width + config.feed_forward * (1.5 if config.dropout else 1.25))
+        waves = 2 * config.span * config.width * self.workers if config.positions == "transformer-xl" else 0
+        return ROUNDING * (by_row + by_position + by_slot + inner) + windows + constant + waves
+
+    def saved_by_output(self) -> float:
+        """Log-probabilities; in chunks nothing is kept."""
+        return 0.0 if self.in_chunks else ROUNDING * self.scored
+
+    @cached_property
+    def in_chunks(self) -> bool:
+        """Whether an adaptive softmax is computed so."""
+        return bool(self.config.cutoffs) and self.tiled
+
+    @cached_property
+    def scored(self) -> int:
+        """The output's logits; with clusters, the head's and, at worst, the widest tail's."""
+        if not self.config.cutoffs:
+            return self.rows * self.config.vocabulary
+        words = [end - first for first, end, _ in self.config.clusters]
+        return self.rows * (words[0] + len(words) - 1 + max(words[1:]))
+
+    def scratch(self) -> float:
+        """Temporary arrays of each kind, as many as are alive at one time."""
+        config, rows = self.config, self.rows
+        by_row, by_position = 8 * rows * config.width, 2 * self.context * self.by_head
+        by_slot = rows * (6 * self.slots + 3 * self.apart) + 2 * self.product
+        inner = 3 * rows * config.feed_forward
+        output = min(self.scored, CHUNKING.logits * self.workers) if self.in_chunks else 2 * self.scored
+        largest = self.workers * self._gradients()
+        return ROUNDING * (by_row + by_position + by_slot + inner + output + largest) + self._tiles()
+
+    def _gradients(self) -> float:
+        """One layer's, before they are added to the model's, and one table's."""
+        config = self.config
+        layer = 2 * config.width * (config.width + self.by_head) + 2 * config.feed_forward * config.width
+        memory = 2 * config.memory_shape[0] * config.memory * config.memory_shape[2]
+        tables = max([(end - first) * width for first, end, width in config.clusters] or [config.vocabulary * config.width])
+        return layer + memory + tables + config.span * config.head_width
+
+    def _tiles(self) -> float:
+        """Every thread's own arrays: two blocks of tiles, products of them, and one text's rows of one head."""
+        if not self.tiled:
+            return 0.0
+        config, block = self.config, self.train.block
+        window = operations.window(config, self.share)
+        slots = config.memory if config.variant == "all-attention" else 0
+        at = cut(block, window, window, slots, config.attend_self, TILING)
+        blocks = 2 * at.stack * at.rows * (at.width + slots) + at.stack * at.width * config.head_width
+        return available_cores() * (blocks + 12 * (block + window) * config.head_width)

@@ -52,13 +52,24 @@ def duration(seconds: float) -> str:
 
 
 def dry_run_text(result: Mapping[str, Any]) -> str:
-    """Parameters by group, memory by purpose and tokens per update, a row each."""
-    rows = [(group.replace("_", " "), f"{count:,}") for group, count in result["parameters"]["by_group"].items()]
+    """Parameters by group; memory by purpose and operations per token, with spans full and as they begin; what is short."""
+    rows: list[tuple[str, ...]] = [(group.replace("_", " "), f"{count:,}")
+                                   for group, count in result["parameters"]["by_group"].items()]
     rows.append(("parameters", f"{result['parameters']['total']:,}"))
-    rows += [(f"memory, {purpose}", amount(size)) for purpose, size in result["memory"]["by_purpose"].items()]
-    rows.append(("memory", amount(result["memory"]["total"])))
+    memory, first = result["memory"], result["memory_at_first"]
+    rows.append(("", "spans full", "spans at first"))
+    rows += [(f"memory, {purpose}", amount(size), amount(first["by_purpose"][purpose]))
+             for purpose, size in memory["by_purpose"].items()]
+    rows.append(("memory", amount(memory["total"]), amount(first["total"])))
+    of = result["operations_per_token"]
+    rows += [(f"operations per token, {part}", f"{count:,}", f"{of['span_initial'][part]:,}")
+             for part, count in of["full_span"].items()]
     rows.append(("tokens per update", f"{result['tokens_per_update']:,}"))
-    return table(rows)
+    if result["available_memory"] is not None:
+        rows.append(("memory available", amount(result["available_memory"])))
+    told = (("at first", result["shortage"]["span_initial"]), ("full", result["shortage"]["full_span"]))
+    short = [f"spans {when}: {shortage}" for when, shortage in told if shortage]
+    return "\n".join([table(rows), *short])
 
 
 def bench_text(result: Mapping[str, Any]) -> str:

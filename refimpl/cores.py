@@ -9,26 +9,24 @@ from pathlib import Path
 def available(root: Path = Path("/")) -> int:
     """Cores by affinity, or fewer where a quota of Linux's control groups says so, rounded up; `root` holds proc and sys."""
     runnable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([runnable, *(math.ceil(quota) for quota in _quotas(root))])
+    return min([runnable, *(math.ceil(quota) for folder in groups(root, "cpu") for quota in _quota(folder))])
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """The quotas from this process's control groups up to their roots, of both versions; a container may show roots only."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
+def groups(root: Path, controller: str) -> Iterator[Path]:
+    """This process's control groups up to their roots, of both versions, that have the controller; maybe roots only."""
+    for line in read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        for mount in {"cpu", controllers} if controllers else {"", "unified"}:
+        for mount in {controller, controllers} if controllers else {"", "unified"}:
             top = root / "sys/fs/cgroup" / mount
             group = top / path.lstrip("/")
-            for folder in (group, *group.parents):
-                if folder.is_relative_to(top):
-                    yield from _quota(folder)
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
 
 
 def _quota(folder: Path) -> Iterator[float]:
     """Cores that one group allows: cpu.max holds quota and period, in version 1 a file each; `max` or -1 is no limit."""
-    words = _read(folder / "cpu.max").split() or [_read(folder / f"cpu.cfs_{kind}_us") for kind in ("quota", "period")]
+    words = read(folder / "cpu.max").split() or [read(folder / f"cpu.cfs_{kind}_us") for kind in ("quota", "period")]
     try:
         quota, period = map(int, words)
     except ValueError:
@@ -37,7 +35,8 @@ def _quota(folder: Path) -> Iterator[float]:
         yield quota / period
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
+    """A small file's text, "" if there is none."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError):

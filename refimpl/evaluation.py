@@ -82,6 +82,7 @@ def evaluate(
         loss = float(cells[-1].sums.sum())
         total, means, tokens = total + loss, means + loss / size, tokens + size
         line_ends += 0 if end_of_line is None else int((block.targets == end_of_line).sum())
+        del out  # before the next block's is made: what it saved for a backward is the most of it
     if not cells:
         raise InputError("evaluation: expected at least one block of text, got none")
     loss = total / tokens if weighted else means / len(cells)

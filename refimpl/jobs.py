@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refimpl import accounting, checkpoint, locks, runs, settings
+from refimpl import accounting, checkpoint, locks, ram, room, runs, settings
 from refimpl.bench import bench as measure
 from refimpl.blas import this_machine
 from refimpl.config import DataConfig, TrainConfig
@@ -51,8 +51,12 @@ def dry_run(request: Request) -> dict[str, Any]:
         corpus = open_corpus(data, request.store)
         tables["model"]["vocabulary"] = corpus.vocabulary.size
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
+    available = ram.available()
+    shortages = {when: room.shortage(config, train_config, share, available)
+                 for when, share in (("full_span", 1.0), ("span_initial", config.span_initial))}
     return {"name": _name(request), "data": {"path": data.path, **data.conventions},
-            **accounting.describe(config, train_config)}
+            **accounting.describe(config, train_config), "available_memory": available,
+            "shortage": {when: told or None for when, told in shortages.items()}}
 
 
 def bench(request: Request, repeats: int) -> dict[str, Any]:
@@ -84,8 +88,14 @@ def open_run(request: Request, resume: bool) -> Opened:
     config = settings.model_config({**tables["model"], "vocabulary": size})
     batches = _batches(corpus, train_config)
     _check_validation(corpus)
+    room.check(config, train_config, config.span_initial, ram.available())
     run = runs.begin(folder, config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256)
     return _opened(run, corpus)
+
+
+def later_shortage(saved: checkpoint.Checkpoint) -> str:
+    """What to tell of a run that fits as it begins but not with every span full; "" if it does, or if spans are fixed."""
+    return room.shortage(saved.config, saved.train_config, 1.0, ram.available()) if saved.config.adaptive_span else ""
 
 
 def _check_validation(corpus: Corpus) -> None:
@@ -118,6 +128,7 @@ def _gone_on_with(request: Request, folder: Path) -> Opened:
         runs.changed(saved, data, given)
     else:
         saved = checkpoint.load(folder)
+        room.check(saved.config, saved.train_config, _longest_span(saved), ram.available())
         data = _absolute(run_data(folder, saved, request.data_path))
         runs.changed(saved, data, given)
         corpus = open_corpus(data, request.store, vocabulary_of(saved))
@@ -143,6 +154,13 @@ def _before_the_first_checkpoint(
 
 def _batches(corpus: Corpus, train_config: TrainConfig) -> Batches:
     return Batches(corpus.train, train_config.batch, train_config.block, train_config.seed)
+
+
+def _longest_span(saved: checkpoint.Checkpoint) -> float:
+    """The largest ρ of all heads, 1 where spans are fixed."""
+    rho = [saved.parameters[f"layers.{layer}.attention.span"] for layer in range(saved.config.layers)
+           if saved.config.adaptive_span]
+    return max(float(each.max()) for each in rho) if rho else 1.0
 
 
 def _opened(run: runs.Run, corpus: Corpus) -> Opened:

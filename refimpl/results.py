@@ -14,7 +14,7 @@ from refimpl.arrays import Array
 from refimpl.checkpoint import Checkpoint
 from refimpl.config import DataConfig, ModelConfig
 from refimpl.datasets.batches import every_token_once, published_blocks, transformer_xl_blocks
-from refimpl.datasets.corpus import open_corpus
+from refimpl.datasets.corpus import Corpus, open_corpus
 from refimpl.datasets.vocabulary import Tokens, Vocabulary
 from refimpl.datasets.yardsticks import yardsticks
 from refimpl.errors import InputError
@@ -49,7 +49,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """The result of `eval`: losses of a split in every unit that applies, what they were measured on, and how."""
     saved = checkpoint.load(path, which)
-    corpus = open_corpus(run_data(path, saved, data_path), store, vocabulary_of(saved))
+    corpus = _corpus(saved, run_data(path, saved, data_path), store, data_path is not None)
     tokens, unit = getattr(corpus, split), unit_of(corpus.vocabulary)
     name, *given = how
     protocol = protocols.settle(name, unit, saved.config, saved.train_config.block, *given)
@@ -90,6 +90,19 @@ def interval_of(result: Evaluation, unit: str, per_byte: float) -> dict[str, Any
             "resamples": intervals.RESAMPLES, "seed": found.seed, **{name: [low[name], high[name]] for name in low}}
 
 
+def _corpus(saved: Checkpoint, data: DataConfig, store: Path, named: bool) -> Corpus:
+    """The text in the checkpoint's vocabulary; in its own, if that is as large, where a converted checkpoint has none."""
+    if saved.vocabulary is not None:
+        return open_corpus(data, store, vocabulary_of(saved))
+    if not named:
+        raise InputError(f"{saved.path}: expected --data with a text, as the checkpoint has no vocabulary, got none")
+    corpus = open_corpus(data, store)
+    if corpus.vocabulary.size != saved.config.vocabulary:
+        raise InputError(f"{corpus.source}: expected a vocabulary of {saved.config.vocabulary}, as the model has, got one "
+                         f"of {corpus.vocabulary.size}")
+    return corpus
+
+
 class Passages(NamedTuple):
     """Prompts, the pieces of text that follow each of them as they are drawn, and the checkpoint that they come from."""
 
@@ -127,7 +140,8 @@ def read_prompts(given: Sequence[str], path: Path | None) -> list[str]:
 def vocabulary_of(saved: Checkpoint) -> Vocabulary:
     """The vocabulary that a checkpoint's model was trained with. Raises InputError if it holds none."""
     if saved.vocabulary is None:
-        raise InputError(f"{saved.path}: expected a checkpoint with a vocabulary, got one without")
+        raise InputError(f"{saved.path}: expected a checkpoint with a vocabulary, got one without (refimpl convert … --data "
+                         "gives it one)")
     return Vocabulary.from_json(saved.vocabulary)
 
 

@@ -82,6 +82,8 @@ def resume(
     folder: Path, saved: Checkpoint, tables: settings.Tables, data: DataConfig, batches: Batches, text_sha256: str
 ) -> Run:
     """The run goes on from its checkpoint, with the settings in `tables` that may change. Raises InputError for others."""
+    if not saved.progress["text_sha256"]:
+        raise InputError(f"{saved.path}: expected a run with a text, got one converted without (refimpl convert … --data)")
     if text_sha256 != saved.progress["text_sha256"]:
         raise InputError(f"{data.path}: expected the text that the run was trained on, SHA-256 "
                          f"{saved.progress['text_sha256']}, got {text_sha256}")

@@ -135,12 +135,14 @@ def check_finite(p: Parameters, config: ModelConfig, result: Result) -> None:
 
     update() looks at the loss before its step; before a checkpoint is written the step must have been a good one.
     """
+    xp, core = module_of(p.vector), attention_core(attention_path("auto", config, *result.tokens.shape), p.vector)
     with quiet():
-        core = attention_core(attention_path("auto", config, *result.tokens.shape), p.vector)
-        out = model.forward(p, config, result.tokens, result.targets, result.past, core=core)
-        if not (module_of(p.vector).isfinite(out.loss) and module_of(p.vector).isfinite(p.vector).all()):
-            raise NonFiniteError(f"after the last update: loss {float(out.loss)}; first tensor that is not finite: "
-                                 f"{_first_nonfinite(p, None, [out])}")
+        for row in range(len(result.tokens)):  # one at a time: all at once would take as much memory again as an update
+            rows = slice(row, row + 1)
+            out = model.forward(p, config, result.tokens[rows], result.targets[rows], result.past[:, rows], core=core)
+            if not (xp.isfinite(out.loss) and xp.isfinite(p.vector).all()):
+                raise NonFiniteError(f"after the last update: loss {float(out.loss)}; first tensor that is not finite: "
+                                     f"{_first_nonfinite(p, None, [out])}")
 
 
 def run(

@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # imports flow downwards: a file may import what stands before it
 ORDER = [
-    "errors", "cores", "blas_candidate", "blas", "arrays", "arena", "masks", "computing",
-    "validation", "config", "durable", "settings", "parameters", "inputs", "layers.linear", "layers.dropout",
+    "errors", "cores", "ram", "blas_candidate", "blas", "arrays", "arena", "masks", "computing", "validation",
+    "config", "durable", "settings", "parameters", "inputs", "layers.linear", "layers.dropout",
     "layers.embedding", "layers.layer_norm", "layers.softmax", "layers.softmax_loss", "layers.span", "layers.positions",
     "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.ff_attention", "layers.attention",
     "layers.tiles", "layers.tiled_logits", "layers.tiled_gradients", "layers.tiled_attention",
@@ -20,14 +20,14 @@ ORDER = [
     "functions.forms", "functions.basic", "functions.composed", "functions", "training", "intervals", "evaluation",
     "protocols",
     "ring", "continuation", "generation", "bench",
-    "checkpoint_files", "checkpoint", "writer", "convert", "accounting", "locks", "records", "runs", "running",
-    "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
+    "checkpoint_files", "checkpoint", "writer", "convert", "operations", "accounting", "room", "locks", "records", "runs",
+    "running", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
     "checks.run", "golden.cases.form", "golden.cases.basic", "golden.cases.attention", "golden.cases.whole",
     "golden.cases", "golden.orders", "golden.bounds", "golden.planted", "golden.vectors", "golden.verdicts",
     "golden.listing", "golden.margins", "golden.compare", "golden.conventions", "golden.generate", "golden.diagnose",
     "golden.exchange", "golden.processes", "golden.adapters", "golden.worker", "golden.verify", "golden.findings",
-    "golden.reports", "golden.pytest_plugin", "datasets", "texts", "results", "jobs", "console", "meter", "exits", "starts",
-    "terminal",
+    "golden.reports", "golden.pytest_plugin", "datasets", "texts", "results", "jobs", "conversions", "console", "meter",
+    "exits", "starts", "terminal", "convert_commands",
     "checks.commands", "golden.commands", "datasets.commands", "cli", "__main__",
 ]
 FILE_LINES, FUNCTION_LINES = 250, 45

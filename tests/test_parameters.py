@@ -9,7 +9,7 @@ import pytest
 
 from refimpl import parameters, settings
 from refimpl.arrays import random_stream
-from refimpl.config import ModelConfig
+from refimpl.config import VARIANTS, ModelConfig
 from refimpl.errors import InputError
 
 CONFIG = ModelConfig(vocabulary=61, width=32, heads=4, layers=3, span=48, memory=20)
@@ -19,6 +19,13 @@ PUBLISHED = {
     "enwik8-small": 6_480_621, "enwik8": 38_538_541, "enwik8-large": 208_910_221, "text8": 38_357_116,
     "text8-large": 208_638_172, "enwik8-all-attention-small": 38_501_725, "enwik8-all-attention": 114_017_773,
     "wikitext103-all-attention": 132_493_746,
+}
+# all others, by the formula E·S + L(4D² + 2D + H + [2·N·D | 2·D·F + F + 3D]) + 2VD + V with E = D/H
+COUNTED = {
+    "text8-all-attention-small": 38_320_300, "text8-all-attention": 113_836_348,
+    "ablation-all-attention": 113_836_348, "ablation-attention-split": 113_836_348, "ablation-head-split": 66_650_284,
+    "ablation-single-head": 113_836_348, "ablation-ff-attention": 113_873_212, "ablation-transformer": 113_965_372,
+    "laptop": 314_380, "tiny": 27_524, "workstation-gpu": 19_181_920,
 }
 
 
@@ -31,6 +38,39 @@ def test_published_presets_have_the_published_number_of_parameters_without_alloc
     tracemalloc.stop()
     assert sum(groups.values()) == parameters.total(config) == PUBLISHED[name]
     assert peak < 2_000_000
+
+
+@pytest.mark.parametrize("name", settings.preset_names())
+def test_every_preset_has_its_exact_number_of_parameters(name):
+    config = settings.model_config({"vocabulary": 256, **settings.preset(name)["model"]})
+    assert parameters.total(config) == {**PUBLISHED, **COUNTED}[name]
+
+
+@pytest.mark.parametrize("name", sorted({*PUBLISHED, *COUNTED} - {"wikitext103-all-attention"}))
+def test_counts_are_those_of_the_formula(name):
+    """Of the plain models; head-split has half the keys, values and persistent vectors, ff-attention no biases."""
+    config = settings.model_config({"vocabulary": 256, **settings.preset(name)["model"]})
+    S, D, H, L, N, F, V = (getattr(config, key) for key in (
+        "span", "width", "heads", "layers", "memory", "feed_forward", "vocabulary"))
+    inner = 2 * N * D if N else 2 * D * F + F + 3 * D
+    expected = D // H * S + L * (4 * D**2 + 2 * D + H + inner) + 2 * V * D + V
+    if config.variant == "head-split":
+        expected -= L * (D**2 + N * D + H // 2)
+    if config.variant == "ff-attention":
+        expected -= L * (F + D)
+    assert parameters.total(config) == expected
+
+
+def test_the_ablations_differ_from_text8_all_attention_by_their_variant_alone():
+    whole = settings.preset("text8-all-attention")
+    for variant in VARIANTS:
+        tables = settings.preset(f"ablation-{variant}")
+        assert tables["train"] == whole["train"]
+        different = {key for key in tables["model"] if tables["model"][key] != whole["model"].get(key)}
+        assert tables["model"]["variant"] == variant
+        with_feed_forward = {"memory", "feed_forward"} if variant in ("transformer", "ff-attention") else set()
+        assert different <= {"variant"} | with_feed_forward
+        assert tables["model"]["memory"] + tables["model"]["feed_forward"] == 2048
 
 
 @pytest.mark.parametrize("form", [

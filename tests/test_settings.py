@@ -19,6 +19,7 @@ from refimpl.config import (
     POSITIONS,
     TIES,
     UNKNOWNS,
+    VARIANTS,
     VOCABULARIES,
     DataConfig,
     ModelConfig,
@@ -60,8 +61,9 @@ def test_every_preset_survives_toml(name, tmp_path):
 
 def test_the_presets_that_come_along():
     assert set(settings.preset_names()) == {
-        "laptop", "enwik8", "enwik8-small", "enwik8-large", "text8", "text8-large", "enwik8-all-attention",
-        "enwik8-all-attention-small", "wikitext103-all-attention"}
+        "laptop", "tiny", "workstation-gpu", "enwik8", "enwik8-small", "enwik8-large", "text8", "text8-large",
+        "enwik8-all-attention", "enwik8-all-attention-small", "text8-all-attention", "text8-all-attention-small",
+        "wikitext103-all-attention", *(f"ablation-{variant}" for variant in VARIANTS)}
 
 
 def test_every_value_survives_toml(tmp_path):

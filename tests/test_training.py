@@ -152,3 +152,16 @@ def test_every_batch_row_counts_alike_when_shares_are_uneven(monkeypatch, cores)
         assert result.past.shape[1] == 3
         np.testing.assert_allclose(vectors[workers], whole, rtol=0, atol=1e-15)
     np.testing.assert_array_equal(vectors[0], whole if cores == 1 else vectors[min(cores, 3)])
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_every_text_is_looked_at_before_a_checkpoint(row):
+    """One text at a time; the last updates' parameters are finite, the loss of one text is not."""
+    config = ModelConfig(vocabulary=5, width=4, heads=2, layers=1, span=3, memory=2)
+    p, tokens = parameters.initialize(config, dtype="float64"), np.zeros((3, 2), int)
+    past = np.zeros((1, 3, 3, 4))
+    result = training.Result(np.float64(0), np.float64(0), past, np.float64(0), 0.1, tokens, tokens)
+    training.check_finite(p, config, result)
+    past[0, row, -1] = np.nan
+    with pytest.raises(NonFiniteError, match="after the last update: loss nan"):
+        training.check_finite(p, config, result)

@@ -35,15 +35,15 @@ KINDS = {
 
 # what they look at is the machinery around the numbers, or the tests themselves: their failing proves nothing about these
 NO_EVIDENCE = {
-    "test_bench", "test_benchmarks",
-    "test_arena", "test_blas", "test_checkpoint", "test_cli", "test_cli_errors", "test_cli_gradcheck", "test_cli_interrupt",
-    "test_console", "test_cores", "test_datasets_corpus", "test_datasets_sources", "test_datasets_vocabulary",
-    "test_datasets_yardsticks", "test_docs_gradients", "test_examples_c", "test_examples_jax", "test_examples_torch",
-    "test_faults", "test_records", "test_runs",
-    "test_golden_bounds", "test_golden_diagnosis", "test_golden_protocol", "test_golden_pytest_plugin",
-    "test_golden_reports", "test_golden_vectors", "test_golden_verify", "test_gradcheck", "test_gradcheck_adjoint",
-    "test_gradcheck_input", "test_gradcheck_kinks", "test_gradcheck_of_others", "test_gradcheck_witness", "test_house",
-    "test_packaging", "test_planted", "test_properties_can_fail", "test_readme", "test_settings", "test_the_tests",
+    "test_accounting", "test_arena", "test_bench", "test_benchmarks", "test_blas", "test_checkpoint", "test_cli",
+    "test_cli_errors", "test_cli_gradcheck", "test_cli_interrupt", "test_console", "test_convert_command",
+    "test_convert_files", "test_cores", "test_datasets_corpus", "test_datasets_sources", "test_datasets_vocabulary",
+    "test_datasets_yardsticks", "test_docs_gradients", "test_docs_presets", "test_examples_c", "test_examples_jax",
+    "test_examples_torch", "test_faults", "test_golden_bounds", "test_golden_diagnosis", "test_golden_protocol",
+    "test_golden_pytest_plugin", "test_golden_reports", "test_golden_vectors", "test_golden_verify", "test_gradcheck",
+    "test_gradcheck_adjoint", "test_gradcheck_input", "test_gradcheck_kinks", "test_gradcheck_of_others",
+    "test_gradcheck_witness", "test_house", "test_packaging", "test_planted", "test_properties_can_fail", "test_readme",
+    "test_records", "test_runs", "test_settings", "test_the_tests",
 }
 COMMANDS = {"command", "trained"}  # fixtures that run a whole command: a crash there proves as little
 

@@ -1,6 +1,7 @@
-"""Parameters to and from other implementations' names: relabelling, reshaping and reordering, never arithmetic."""
+"""Parameters to and from the names and layouts of the published adaptive-span code."""
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,12 +20,7 @@ def from_adaptive_span(tensors: Mapping[str, Array], config: ModelConfig) -> Par
     A leading `module.` is passed over. Gradients convert by the same call. Tied tensors may stand under either name or
     both, then with equal values. Raises InputError that lists what is missing, unknown, differs, or has another shape.
     """
-    if config.variant not in ("all-attention", "transformer") or config.positions not in ("relative", "none"):
-        raise InputError("adaptive-span tensors: expected a model of variant all-attention or transformer with positions "
-                         f"relative or none, got {config.variant} with {config.positions}")
-    if config.norm != "post" or not (config.share_positions or config.positions == "none"):
-        raise InputError("adaptive-span tensors: expected a model with norm post and shared positions, got "
-                         f"norm {config.norm} and share_positions {config.share_positions}")
+    check_published(config)
     given = {name.removeprefix("module."): np.asarray(tensor) for name, tensor in tensors.items()}
     unknown = {name for name in given if not name.endswith(IGNORED)}
     chosen, missing = {}, []
@@ -37,13 +33,42 @@ def from_adaptive_span(tensors: Mapping[str, Array], config: ModelConfig) -> Par
             continue
         chosen[spec.name] = _arranged(present, given, spec.name, spec.shape)
     if missing or unknown:
-        raise InputError(f"adaptive-span tensors: expected also {_listed(missing)}; got, not expected, "
-                         f"{_listed(sorted(unknown))}")
+        raise InputError(f"adaptive-span tensors: expected also {listed(missing)}; got, not expected, "
+                         f"{listed(sorted(unknown))}")
     dtype = np.result_type(*chosen.values())
     p = Parameters(config, np.empty(sum(array.size for array in chosen.values()), dtype))
     for name, array in chosen.items():
         p[name] = array
     return p
+
+
+def to_adaptive_span(p: Parameters) -> dict[str, Array]:
+    """Every tensor of the published code's model by its name there, contiguous: what from_adaptive_span takes back.
+
+    Tied tensors stand under each of their names, and so do the span's, beside the constants of its mask: -x of each of S
+    positions, the farthest first. Raises InputError for a model that the published code cannot make.
+    """
+    config = p.config
+    check_published(config)
+    tensors: dict[str, Array] = {}
+    for name, array in p.items():
+        published = np.ascontiguousarray(ARRANGEMENTS.get(_kind(name), SAME).to_published(np.asarray(array)))
+        tensors |= dict.fromkeys(_written_names(name, config), published)
+        if _kind(name) == "span":
+            template = np.arange(1 - config.span, 1, dtype=array.dtype)
+            masks = (written.removesuffix("current_val") for written in _written_names(name, config))
+            tensors |= dict.fromkeys((f"{mask}mask_template" for mask in masks), template)
+    return tensors
+
+
+def check_published(config: ModelConfig) -> None:
+    """Raises InputError for a model that the published code cannot make."""
+    if config.variant not in ("all-attention", "transformer") or config.positions not in ("relative", "none"):
+        raise InputError("adaptive-span tensors: expected a model of variant all-attention or transformer with positions "
+                         f"relative or none, got {config.variant} with {config.positions}")
+    if config.norm != "post" or not (config.share_positions or config.positions == "none"):
+        raise InputError("adaptive-span tensors: expected a model with norm post and shared positions, got "
+                         f"norm {config.norm} and share_positions {config.share_positions}")
 
 
 def published_names(name: str, config: ModelConfig) -> list[str]:
@@ -91,28 +116,49 @@ ADAPTIVE_NAMES = {
     "output.cluster_bias": "out_emb.cluster_proj.bias",
 }
 
-# published layout -> ours, with the published shape of ours
-ARRANGEMENTS: dict[str, tuple[Callable[[Array], Array], Callable[[tuple[int, ...]], tuple[int, ...]]]] = {
-    # (1, E, S), distance 1 last -> (S, E), nearest first
-    "positions": (lambda a: a[0].T[::-1], lambda shape: (1, shape[1], shape[0])),
-    # (H, E, N) -> (H, N, E)
-    "memory_keys": (lambda a: a.transpose(0, 2, 1), lambda shape: (shape[0], shape[2], shape[1])),
-    # (H, 1, 1) -> (H)
-    "span": (lambda a: a[:, 0, 0], lambda shape: (shape[0], 1, 1)),
+
+class Arrangement(NamedTuple):
+    """The published layout to ours, ours to the published one, and the published shape of our shape."""
+
+    to_ours: Callable[[Array], Array]
+    to_published: Callable[[Array], Array]
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+
+
+SAME = Arrangement(lambda a: a, lambda a: a, lambda shape: shape)
+ARRANGEMENTS = {
+    # (1, E, S), distance 1 last, and (S, E), nearest first
+    "positions": Arrangement(lambda a: a[0].T[::-1], lambda a: a[::-1].T[None], lambda shape: (1, shape[1], shape[0])),
+    # (H, E, N) and (H, N, E)
+    "memory_keys": Arrangement(lambda a: a.transpose(0, 2, 1), lambda a: a.transpose(0, 2, 1),
+                               lambda shape: (shape[0], shape[2], shape[1])),
+    # (H, 1, 1) and (H)
+    "span": Arrangement(lambda a: a[:, 0, 0], lambda a: a[:, None, None], lambda shape: (shape[0], 1, 1)),
 }
+
+
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _written_names(name: str, config: ModelConfig) -> list[str]:
+    """The names under which the published code saves a parameter; without persistent vectors the span has but one."""
+    names = published_names(name, config)
+    return names if config.memory or _kind(name) != "span" else names[:1]
 
 
 def _arranged(present: list[str], given: Mapping[str, Array], name: str, shape: tuple[int, ...]) -> Array:
     """The tensor in our layout, once all its names agree in shape and values."""
-    arrange, published_shape = ARRANGEMENTS.get(name.rpartition(".")[2], (lambda a: a, lambda shape: shape))
+    arrangement = ARRANGEMENTS.get(_kind(name), SAME)
     for published in present:
-        if given[published].shape != published_shape(shape):
-            raise InputError(f"{published}: expected shape {published_shape(shape)}, got {given[published].shape}")
+        if given[published].shape != arrangement.shape(shape):
+            raise InputError(f"{published}: expected shape {arrangement.shape(shape)}, got {given[published].shape}")
         if not np.array_equal(given[published], given[present[0]], equal_nan=True):
             raise InputError(f"{published} and {present[0]}: expected equal values of a shared tensor, got different ones")
-    return arrange(given[present[0]])
+    return arrangement.to_ours(given[present[0]])
 
 
-def _listed(names: list[str], most: int = 6) -> str:
+def listed(names: list[str], most: int = 6) -> str:
+    """The first of the names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) + more) or "nothing"

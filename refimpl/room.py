@@ -1,0 +1,69 @@
+"""Whether a run fits into the memory that is there, and if not, what to change."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from refimpl.accounting import bytes_by_purpose
+from refimpl.config import ModelConfig, TrainConfig
+from refimpl.errors import InputError
+
+SMALLEST_BLOCK, SMALLEST_SPAN = 16, 16
+
+
+def shortage(config: ModelConfig, train_config: TrainConfig, share: float, available: int | None) -> str:
+    """What an update needs more than there is, and which settings make it fit; "" if it fits, or if nobody knows."""
+    memory = bytes_by_purpose(config, train_config, share)
+    needed = sum(memory.values())
+    if available is None or needed <= available:
+        return ""
+    largest = sorted(memory, key=lambda purpose: -memory[purpose])[:3]
+    parts = ", ".join(f"{purpose} {_amount(memory[purpose])}" for purpose in largest)
+    found = list(suggestions(config, train_config, share, available))
+    change = f"it fits with {' or '.join(found)}" if found else (
+        "neither train.batch nor train.block nor model.span alone makes it fit: try several, model.layers or model.width")
+    return f"expected {_amount(available)} of memory to be enough, got an estimate of {_amount(needed)} ({parts}); {change}"
+
+
+def check(config: ModelConfig, train_config: TrainConfig, share: float, available: int | None) -> None:
+    """Raises InputError if an update, its longest spans at `share` of S, needs more memory than there is."""
+    told = shortage(config, train_config, share, available)
+    if told:
+        raise InputError(f"this run: {told} (--dry-run tells more)")
+
+
+def suggestions(config: ModelConfig, train_config: TrainConfig, share: float, available: int) -> Iterator[str]:
+    """Single settings with which it fits, each as little smaller as may be."""
+
+    def fits(config: ModelConfig, train_config: TrainConfig) -> bool:
+        return sum(bytes_by_purpose(config, train_config, share).values()) <= available
+
+    if train_config.workers != 1 and fits(config, replace(train_config, workers=1)):
+        yield "train.workers=1"
+    batch = _largest(train_config.batch - 1, lambda size: fits(config, replace(train_config, batch=size)))
+    if batch:
+        yield f"train.batch={batch}"
+    block = _halved(train_config.block, SMALLEST_BLOCK, lambda size: fits(config, replace(train_config, block=size)))
+    if block:
+        yield f"train.block={block}"
+    span = _halved(config.span, SMALLEST_SPAN, lambda size: fits(replace(config, span=size), train_config))
+    if span:
+        yield f"model.span={span}"
+
+
+def _halved(value: int, smallest: int, fits: Callable[[int], bool]) -> int:
+    """The first of value / 2, value / 4, … that fits, 0 if none down to the smallest does."""
+    sizes = (value >> halvings for halvings in range(1, value.bit_length()))
+    return next((size for size in sizes if size >= smallest and fits(size)), 0)
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `most` that fits, 0 if none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _amount(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
