@@ -14,11 +14,15 @@ ACCUMULATORS = {"sgd": ("momentum",), "adagrad": ("squares",), "adam": ("mean", 
 
 @dataclass
 class State:
-    """Accumulators by name, each like the parameters and 0 at first; the count of updates; scratch, not worth saving."""
+    """Accumulators by name, each like the parameters and 0 at first; the count of updates; scratch, not worth saving.
+
+    clipped: the share of tensors that the last update clipped; of all together 0 or 1.
+    """
 
     updates: int
     accumulators: dict[str, Parameters]
     scratch: dict[str, Parameters] = field(repr=False)
+    clipped: Array | float = 0.0
 
 
 def initialize(train_config: TrainConfig, p: Parameters) -> State:
@@ -47,11 +51,12 @@ def gradient_norm(g: Parameters) -> Array:
 def update(p: Parameters, g: Parameters, state: State, train_config: TrainConfig) -> None:
     """One update of p and state by the gradients g, which stay as they are."""
     state.updates += 1
+    state.clipped = 0.0
     rate = learning_rate(train_config, state.updates)
     if train_config.optimizer == "adagrad" and train_config.clip_each:
         # as published: clipping scales the tensor's rate, the accumulator sees the unclipped gradient
         step = _adagrad_step(g, state, train_config)
-        _scale_each(step, g, train_config.clip)
+        state.clipped = _scale_each(step, g, train_config.clip)
     else:
         step = STEPS[train_config.optimizer](_clipped(g, state, train_config), state, train_config)
     step.vector *= rate
@@ -73,18 +78,25 @@ def _clipped(g: Parameters, state: State, train_config: TrainConfig) -> Paramete
     clipped = state.scratch["gradient"]
     clipped.vector[...] = g.vector
     if train_config.clip_each:
-        _scale_each(clipped, g, train_config.clip)
+        state.clipped = _scale_each(clipped, g, train_config.clip)
     else:
-        clipped.vector *= module_of(g.vector).minimum(1, train_config.clip / (gradient_norm(g) + 1e-6))
+        factor = module_of(g.vector).minimum(1, train_config.clip / (gradient_norm(g) + 1e-6))
+        clipped.vector *= factor
+        state.clipped = factor < 1
     return clipped
 
 
-def _scale_each(scaled: Parameters, g: Parameters, clip: float) -> None:
-    """Each tensor of `scaled` times c / (norm + 1e-10) where the norm of g's tensor exceeds c; c = 0 leaves all."""
-    xp = module_of(g.vector)
+def _scale_each(scaled: Parameters, g: Parameters, clip: float) -> Array | float:
+    """Each tensor of `scaled` times c / (norm + 1e-10) where the norm of g's tensor exceeds c; c = 0 leaves all.
+
+    Returns the share of tensors whose norm does.
+    """
+    xp, over = module_of(g.vector), 0.0
     for name in g if clip else ():
         norm = xp.sqrt(xp.vdot(g[name], g[name]))
         scaled[name] *= xp.where(norm > clip, clip / (norm + 1e-10), 1).astype(norm.dtype)
+        over = over + (norm > clip)
+    return over / len(g)
 
 
 def _sgd_step(g: Parameters, state: State, train_config: TrainConfig) -> Parameters:

@@ -3,13 +3,12 @@
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from refimpl import checkpoint, optimizers, parameters, settings, training
+from refimpl import checkpoint, optimizers, parameters, records, settings, training
 from refimpl.arrays import Array
 from refimpl.checkpoint import Checkpoint
 from refimpl.computing import computing, difference
@@ -17,12 +16,11 @@ from refimpl.config import DataConfig, ModelConfig, TrainConfig
 from refimpl.errors import InputError, NonFiniteError
 from refimpl.evaluation import Evaluation
 from refimpl.inputs import initial_past
+from refimpl.records import Record
 
 # what a resumed run may change; everything else decides the numbers that the checkpoint holds
 CHANGEABLE = ("updates", "last_updates", "last_factor", "learning_rate", "warm_up", "workers", "log_every",
               "evaluate_every", "evaluate_tokens", "checkpoint_every", "keep_checkpoints")
-
-Record = dict[str, Any]
 
 
 class Batches(Protocol):
@@ -127,14 +125,16 @@ def train(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bool]
 
 def _records(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bool]) -> Iterator[Record]:
     saved, settings_now = run.saved, run.saved.train_config
-    clock = Clock(saved.progress["seconds"], saved.optimizer.updates)
+    clock = records.Clock(saved.progress["seconds"], saved.optimizer.updates)
     losses: list[Array] = []
+    clipped: list[Array | float] = []
     p, state, segments = saved.parameters, saved.optimizer, iter(run.batches)
     results = training.run(p, state, saved.config, settings_now, segments, saved.past)
     with (run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
         for result in results:
             number = saved.optimizer.updates
             losses.append(result.loss)
+            clipped.append(state.clipped)
             saved.past = result.past
             saved.progress["tokens"] += settings_now.batch * settings_now.block
             saved.progress["seconds"] = clock.seconds()
@@ -142,67 +142,20 @@ def _records(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bo
             stopped = stop()
             done = number == settings_now.updates or clock.since_start() >= (run.time_limit or math.inf)
             if stopped or done or number % settings_now.log_every == 0:
-                yield _written(log, _record(run, result, losses, clock))
+                last = stopped or done
+                yield _written(log, records.of_update(saved, result, losses, clipped, clock, run.time_limit, last))
                 losses.clear()
+                clipped.clear()
             if stopped or done or _due(number, settings_now.checkpoint_every):
                 training.check_finite(saved.parameters, saved.config, result)
                 saved.path = checkpoint.save(run.folder, saved, settings_now.keep_checkpoints)
             if done or (not stopped and _due(number, settings_now.evaluate_every)):
-                yield _written(log, {"update": number, **_evaluated(evaluate())})
+                yield _written(log, {"update": number, **records.of_evaluation(evaluate())})
             if stopped or done:
                 break
             if any(_due(number, every) for every in (settings_now.checkpoint_every, settings_now.evaluate_every)):
                 clock.pace(number)  # the time that these took is not the updates'
     yield {"checkpoint": str(saved.path)}
-
-
-class Clock:
-    """Seconds of training, those before a resume included, and the pace since the last look."""
-
-    def __init__(self, before: float, updates: int) -> None:
-        self._before, self._start = before, time.monotonic()
-        self._looked, self._updates = self._start, updates
-
-    def since_start(self) -> float:
-        """Seconds in this process."""
-        return time.monotonic() - self._start
-
-    def seconds(self) -> float:
-        """Seconds of the run in all."""
-        return self._before + self.since_start()
-
-    def pace(self, updates: int) -> float:
-        """Updates per second since the last call."""
-        now, done = time.monotonic(), updates - self._updates
-        elapsed = max(now - self._looked, 1e-9)
-        self._looked, self._updates = now, updates
-        return done / elapsed
-
-
-def _record(run: Run, result: training.Result, losses: list[Array], clock: Clock) -> Record:
-    """One line of the log: loss in nats and bits per token, pace, rate, spans in positions."""
-    saved, settings_now = run.saved, run.saved.train_config
-    number, config = saved.optimizer.updates, saved.config
-    loss, pace = sum(float(loss) for loss in losses) / len(losses), clock.pace(number)
-    left = (settings_now.updates - number) / pace
-    if run.time_limit is not None:
-        left = min(left, run.time_limit - clock.since_start())
-    record = {
-        "update": number, "updates": settings_now.updates, "loss": loss, "bits": loss / math.log(2),
-        "span_penalty": float(result.span_penalty), "gradient_norm": float(result.gradient_norm),
-        "learning_rate": result.learning_rate, "tokens": saved.progress["tokens"],
-        "tokens_per_second": pace * settings_now.batch * settings_now.block, "seconds": saved.progress["seconds"],
-        "seconds_left": max(0.0, left), **saved.progress["computing"],
-    }
-    if config.adaptive_span:
-        rho = [saved.parameters[f"layers.{layer}.attention.span"] for layer in range(config.layers)]
-        record["span_mean"] = config.span * sum(float(r.mean()) for r in rho) / len(rho)
-        record["span_max"] = config.span * max(float(r.max()) for r in rho)
-    return record
-
-
-def _evaluated(evaluation: Evaluation) -> Record:
-    return {"valid_loss": evaluation.loss, "valid_bits": evaluation.bits, "valid_tokens": evaluation.tokens}
 
 
 def _forget_after(log: Path, update: int) -> None:

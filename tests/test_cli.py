@@ -20,7 +20,8 @@ from refimpl.datasets.corpus import open_corpus
 
 COMMANDS = (("train",), ("eval",), ("generate",), ("data", "info"), ("info",), ("bench",))
 RECORD = {"update", "updates", "loss", "bits", "span_penalty", "gradient_norm", "learning_rate", "tokens",
-          "tokens_per_second", "seconds", "seconds_left", "span_mean", "span_max", "numpy", "blas", "threads"}
+          "tokens_per_second", "seconds", "seconds_left", "clipped", "spans", "span_mean", "span_max", "numpy", "blas",
+          "threads"}
 
 
 @pytest.fixture
@@ -96,6 +97,10 @@ def test_training_leaves_a_whole_run(command, text, tiny, tmp_path):
             assert record["updates"] == 6
             assert record["bits"] == pytest.approx(record["loss"] / math.log(2), rel=1e-12)
             assert 0 < record["span_mean"] <= record["span_max"] <= 8
+            assert np.shape(record["spans"]) == (1, 2)
+            assert np.mean(record["spans"]) == pytest.approx(record["span_mean"], abs=0.05 + 1e-9)
+            assert np.max(record["spans"]) == pytest.approx(record["span_max"], abs=0.05 + 1e-9)
+            assert 0 <= record["clipped"] <= 1
     assert str(run / "checkpoints" / "update-00000006") in end.out
     assert f"{log[-1]['valid_bits']:.4f} bits per byte" in end.out
     assert "tokens/s" not in end.out

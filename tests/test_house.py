@@ -19,7 +19,7 @@ ORDER = [
     "variants", "model", "optimizers",
     "functions.forms", "functions.basic", "functions.composed", "functions", "training", "evaluation",
     "ring", "continuation", "generation", "bench",
-    "checkpoint", "convert", "accounting", "runs", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
+    "checkpoint", "convert", "accounting", "records", "runs", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
     "checks.run", "golden.cases.form", "golden.cases.basic", "golden.cases.attention", "golden.cases.whole",
     "golden.cases", "golden.orders", "golden.bounds", "golden.planted", "golden.vectors", "golden.verdicts",
     "golden.listing", "golden.margins", "golden.compare", "golden.conventions", "golden.generate", "golden.diagnose",

@@ -89,3 +89,36 @@ def test_state_is_what_the_optimizer_needs():
         assert list(state.accumulators) == names
         assert state.updates == 0
         assert replace(state, updates=3).updates == 3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
+def test_the_share_of_clipped_tensors_is_told(optimizer):
+    """Norms at the limit itself count as within it, and the next update's share is its own."""
+    train_config, p, g, state = draw(optimizer, clip=2.0, clip_each=True)
+    norms = {name: 1 + number for number, name in enumerate(g)}
+    for name, norm in norms.items():
+        g[name] = 0
+        g[name].flat[0] = norm
+    optimizers.update(p, g, state, train_config)
+    assert float(state.clipped) == sum(norm > 2 for norm in norms.values()) / len(norms) == 1 - 2 / len(g)
+    for name in g:
+        g[name].flat[0] = 3 if name == "output.bias" else 0
+    optimizers.update(p, g, state, train_config)
+    assert float(state.clipped) == 1 / len(g)
+
+
+@pytest.mark.parametrize(("clip", "clipped"), [(0.0, 0), (4.9, 1), (5.0, 1), (5.1, 0)])
+def test_clipping_of_all_tensors_together_is_told_as_all_or_none(clip, clipped):
+    """At the limit itself the gradient is scaled too, by what 1e-6 in the denominator makes."""
+    train_config, p, g, state = draw("sgd", clip=clip)
+    g.vector[...] = 0
+    g.vector[:2] = 3, 4
+    optimizers.update(p, g, state, replace(train_config, clip=1e-3))
+    optimizers.update(p, g, state, train_config)
+    assert float(state.clipped) == clipped
+
+
+def test_without_a_limit_no_tensor_counts_as_clipped():
+    train_config, p, g, state = draw("adagrad", clip=0.0, clip_each=True)
+    optimizers.update(p, g, state, train_config)
+    assert float(state.clipped) == 0
