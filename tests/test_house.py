@@ -24,7 +24,9 @@ ORDER = [
     "golden.cases", "golden.orders", "golden.bounds", "golden.planted", "golden.vectors", "golden.verdicts",
     "golden.listing", "golden.margins", "golden.compare", "golden.conventions", "golden.generate", "golden.diagnose",
     "golden.exchange", "golden.processes", "golden.adapters", "golden.worker", "golden.verify", "golden.findings",
-    "golden.reports", "golden.pytest_plugin", "datasets", "results", "jobs", "console", "exits", "starts", "terminal",
+    "golden.reports", "golden.pytest_plugin", "datasets", "results", "jobs", "console",
+    "report.reading", "report.passage", "report.looking", "report.predicting", "report.charts", "report.curves",
+    "report.tables", "report.page", "exits", "starts", "terminal", "report.commands",
     "checks.commands", "golden.commands", "datasets.commands", "cli", "__main__",
 ]
 FILE_LINES, FUNCTION_LINES = 250, 45
