@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 Numbers = npt.NDArray[np.float64]
 
 POINTS = 300  # of a line; more are averaged
-INK, FAINT, SERIES = "#000001", "#000002", 16  # colours that stand for the page's: ink, grid, and series 0 … 7 from #000010 on
+INK, FAINT, SERIES = "#000001", "#000002", 16  # these stand for the page's: ink, grid, and series 0 … 7 from #000010 on
 COLOURS = 8
 NAMES = {INK: "var(--ink)", FAINT: "var(--rule)"} | {
     f"#0000{SERIES + number:02x}": f"var(--series-{number})" for number in range(COLOURS)}
@@ -40,7 +41,8 @@ class Line(NamedTuple):
 class Chart:
     """What is drawn: title and axes' names with units; log_y falls back to linear where no value is above 0.
 
-    limit: a horizontal line and its name. small: one of many, a third as large. whole: the y axis from 0 to this.
+    limit: a horizontal line and its name. small: one of many, a third as large. from_zero: whether the y axis begins at 0;
+    top: where it ends, None = as the lines need.
     """
 
     title: str
@@ -51,17 +53,21 @@ class Chart:
     log_y: bool = False
     limit: tuple[float, str] | None = None
     small: bool = False
-    whole: float | None = None
+    from_zero: bool = False
+    top: float | None = None
 
 
 def thinned(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
     """No more than POINTS points: the means of equally many neighbours; those that are not numbers are left out."""
     if len(x) <= POINTS:
         return x, y
-    edges = np.linspace(0, len(x), POINTS + 1).astype(int)
-    places = [slice(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
-    means = [float(np.mean(y[place][np.isfinite(y[place])])) if np.isfinite(y[place]).any() else math.nan for place in places]
-    return np.array([x[place].mean() for place in places]), np.array(means)
+    places = [slice(low, high) for low, high in pairwise(np.linspace(0, len(x), POINTS + 1).astype(int))]
+    return np.array([x[place].mean() for place in places]), np.array([_mean(y[place]) for place in places])
+
+
+def _mean(values: Numbers) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else math.nan
 
 
 def describe(chart: Chart) -> str:
@@ -82,7 +88,8 @@ def svg(chart: Chart, prefix: str) -> str:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**SETTINGS, "font.size": 7.5 if chart.small else 9})
+        parameters: Any = matplotlib.rcParams
+        parameters.update({**SETTINGS, "font.size": 7.5 if chart.small else 9})
         figure = Figure(figsize=(1.8, 1.35) if chart.small else (3.5, 2.3))
         _draw(figure, chart)
         file = io.StringIO()
@@ -91,29 +98,15 @@ def svg(chart: Chart, prefix: str) -> str:
 
 
 def _draw(figure: Any, chart: Chart) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    width, height = figure.get_size_inches()
-    labels = [line.label for line in chart.lines if line.label]
-    right = max(map(len, labels), default=0) * (0.06 if chart.small else 0.075) + 0.08
-    left, low, top = (0.36, 0.22, 0.2) if chart.small else (0.52, 0.43, 0.12)
-    axes = figure.add_axes((left / width, low / height, 1 - (left + right) / width, 1 - (low + top) / height))
+    axes = figure.add_axes((0, 0, 1, 1))
     for line in chart.lines:
         x, y = thinned(line.x, line.y)
         dots = "." if line.dots or np.isfinite(y).sum() == 1 else ""
         axes.plot(x, y, color=_colour(line.colour), marker=dots, linewidth=0.7 if line.thin else None, markersize=4)
-    positive = any((line.y[np.isfinite(line.y)] > 0).any() for line in chart.lines)
-    for axis, log in ((axes.xaxis, chart.log_x), (axes.yaxis, chart.log_y and positive)):
-        getattr(axes, f"set_{axis.axis_name}scale")("log" if log else "linear")
-        axis.set_major_locator(_ticks(axis, axes, chart.small, LogLocator, MaxNLocator) if log else
-                               MaxNLocator(3 if chart.small else 5))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(_number))
-    if chart.whole is not None:
-        axes.set_ylim(0, chart.whole)
+    _scale(axes, chart)
     if chart.limit is not None:
         axes.axhline(chart.limit[0], color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
-        axes.annotate(chart.limit[1], (0, chart.limit[0]), (2, 2), xycoords=("axes fraction", "data"),
+        axes.annotate(chart.limit[1], (1, chart.limit[0]), (-2, 2), xycoords=("axes fraction", "data"), ha="right",
                       textcoords="offset points", fontsize="small")
     axes.grid(axis="y", color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
@@ -122,27 +115,54 @@ def _draw(figure: Any, chart: Chart) -> None:
     else:
         axes.set_xlabel(chart.x_name)
         axes.set_ylabel(chart.y_name)
+    _place(figure, axes, chart)
     _label_ends(axes, chart)
 
 
-def _ticks(axis: Any, axes: Any, small: bool, log_locator: Any, linear_locator: Any) -> Any:
-    """Powers of ten where the axis spans more than one, else whole steps."""
-    low, high = axes.get_xlim() if axis.axis_name == "x" else axes.get_ylim()
-    if low > 0 and high / low > 20:
-        return log_locator(numticks=4 if small else 6)
-    return linear_locator(3 if small else 5)
+def _scale(axes: Any, chart: Chart) -> None:
+    """Scales, limits and ticks of both axes."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    positive = any((line.y[np.isfinite(line.y)] > 0).any() for line in chart.lines)
+    for axis, log in ((axes.xaxis, chart.log_x), (axes.yaxis, chart.log_y and positive)):
+        getattr(axes, f"set_{axis.axis_name}scale")("log" if log else "linear")
+        low, high = axes.get_xlim() if axis.axis_name == "x" else axes.get_ylim()
+        powers = log and low > 0 and high / low > 20  # an axis of less than that has one power of ten, or none
+        axis.set_major_locator(LogLocator(numticks=4 if chart.small else 6) if powers else
+                               MaxNLocator(3 if chart.small else 5))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(_number))
+    if chart.from_zero:
+        axes.set_ylim(0, chart.top)
+
+
+def _place(figure: Any, axes: Any, chart: Chart) -> None:
+    """The axes as large as the numbers left of them and the labels right of them allow."""
+    width, height = figure.get_size_inches()
+    low, high = axes.get_ylim()
+    ticks = [_number(tick) for tick in axes.yaxis.get_major_locator().tick_values(low, high) if low <= tick <= high]
+    letter = 0.06 if chart.small else 0.075
+    left = letter * max(map(len, ticks), default=0) + (0.1 if chart.small else 0.28)
+    right = letter * max((len(line.label) for line in chart.lines), default=0) + 0.08
+    below, above = (0.22, 0.2) if chart.small else (0.43, 0.1)
+    axes.set_position((left / width, below / height, 1 - (left + right) / width, 1 - (below + above) / height))
 
 
 def _label_ends(axes: Any, chart: Chart) -> None:
-    """Each line's label right of its last point, moved apart from the others."""
+    """Each line's label right of its last point, those at the axes' edge moved apart from one another."""
     size = 7.5 if chart.small else 9
+    axes.get_xlim(), axes.get_ylim()  # what is asked for is settled: only then do places in the axes hold
     height = axes.get_window_extent().height / axes.figure.dpi * 72
-    ends = []
+    ends: list[tuple[float, Line]] = []
     for line in chart.lines:
         here = np.flatnonzero(np.isfinite(line.y))
         if line.label and len(here):
-            place = axes.transAxes.inverted().transform(axes.transData.transform((line.x[here[-1]], line.y[here[-1]])))
-            ends.append((float(np.clip(place[1], 0, 1)), line))
+            last = axes.transData.transform((line.x[here[-1]], line.y[here[-1]]))
+            across, up = np.clip(axes.transAxes.inverted().transform(last), 0, 1)
+            if across < 0.85:
+                _label(axes, line, float(across), float(up), size)
+            else:
+                ends.append((float(up), line))
     ends.sort(key=lambda end: end[0])
     step = min(size / height, 1 / max(1, len(ends)))
     heights: list[float] = []
@@ -151,8 +171,12 @@ def _label_ends(axes: Any, chart: Chart) -> None:
     for i in range(len(heights) - 1, -1, -1):  # none above the axes
         heights[i] = min(heights[i], 1 - step * (len(heights) - 1 - i))
     for at, (_, line) in zip(heights, ends, strict=True):
-        axes.annotate(line.label, (1, at), (3, 0), xycoords="axes fraction", textcoords="offset points", va="center",
-                      color=_colour(line.colour), fontsize=size, annotation_clip=False, parse_math=False)
+        _label(axes, line, 1.0, at, size)
+
+
+def _label(axes: Any, line: Line, across: float, up: float, size: float) -> None:
+    axes.annotate(line.label, (across, up), (3, 0), xycoords="axes fraction", textcoords="offset points", va="center",
+                  color=_colour(line.colour), fontsize=size, annotation_clip=False, parse_math=False)
 
 
 def _colour(number: int) -> str:
@@ -182,5 +206,5 @@ def _for_a_page(text: str, chart: Chart, prefix: str) -> str:
     body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", re.sub(r"font-family: [^;\"]*;? ?", "", body))
     body = re.sub(r"\s*\n\s*", "\n", body)
     return (f'<svg class="chart" role="img" aria-labelledby="{prefix}-title {prefix}-desc" viewBox="{box}">'
-            f'<title id="{prefix}-title">{escape(chart.title)}</title><desc id="{prefix}-desc">{escape(describe(chart))}</desc>'
-            f"{body}")
+            f'<title id="{prefix}-title">{escape(chart.title)}</title>'
+            f'<desc id="{prefix}-desc">{escape(describe(chart))}</desc>{body}')

@@ -1,7 +1,8 @@
 """Which charts a report has: curves of training, spans over time, attention over distance."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,15 +30,18 @@ def in_measure(loss: Numbers, unit: str) -> Numbers:
 
 
 def of_training(runs: Sequence[RunFolder]) -> list[Chart]:
-    """Loss by unit, rate, gradient norm, clipped share, tokens per second, mean span; those that no run tells are left out."""
+    """Loss by unit, rate, gradient norm, clipped share, tokens per second, mean span; left out where no run tells."""
     charts = [_loss(runs, unit) for unit in dict.fromkeys(run.unit for run in runs)]
-    charts.append(_curve(runs, "Learning rate", "learning rate", "learning_rate"))
+    charts.append(_curve(runs, "Learning rate", "learning rate", "learning_rate", from_zero=True))
     limits = {run.tables["train"].get("clip", 1.0) for run in runs if not run.tables["train"].get("clip_each", False)}
     limit = (limits.pop(), "clipped above") if len(limits) == 1 and 0 not in limits else None
     charts.append(_curve(runs, "Gradient norm", "norm of all gradients", "gradient_norm", log_y=True, limit=limit))
-    charts.append(_curve(runs, "Clipped", "% of tensors or updates", "clipped", scale=lambda y: 100 * y, whole=105))
-    charts.append(_curve(runs, "Pace", "tokens per second", "tokens_per_second"))
-    charts.append(_curve(runs, "Mean span", "span in positions", "span_mean"))
+    kinds = {"tensors" if run.tables["train"].get("clip_each", False) else "updates" for run in runs}
+    clipped = _curve(runs, "Clipped", f"% of {' or '.join(sorted(kinds))}", "clipped", from_zero=True)
+    lines = [line._replace(y=100 * line.y) for line in clipped.lines]
+    charts.append(replace(clipped, lines=lines, top=105))
+    charts.append(_curve(runs, "Pace", "tokens per second", "tokens_per_second", from_zero=True))
+    charts.append(_curve(runs, "Mean span", "span in positions", "span_mean", from_zero=True))
     return [chart for chart in charts if any(np.isfinite(line.y).any() for line in chart.lines)]
 
 
@@ -60,14 +64,14 @@ def _loss(runs: Sequence[RunFolder], unit: str) -> Chart:
 
 def _curve(
     runs: Sequence[RunFolder], title: str, unit: str, key: str, log_y: bool = False,
-    limit: tuple[float, str] | None = None, scale: Callable[[Numbers], Numbers] = lambda y: y, whole: float | None = None,
+    limit: tuple[float, str] | None = None, from_zero: bool = False,
 ) -> Chart:
     lines = []
     for number, run in enumerate(runs):
         updates, values = series(run.records, key)
         name = name_of(number, len(runs))
-        lines.append(Line(name or title.lower(), updates, scale(values), number, name))
-    return Chart(title, "updates", unit, lines, log_y=log_y, limit=limit, whole=whole)
+        lines.append(Line(name or title.lower(), updates, values, number, name))
+    return Chart(title, "updates", unit, lines, log_y=log_y, limit=limit, from_zero=from_zero)
 
 
 def of_spans(run: RunFolder) -> list[Chart]:
@@ -78,7 +82,7 @@ def of_spans(run: RunFolder) -> list[Chart]:
     most = float(run.tables["model"].get("span", np.nanmax(values)))
     top = 1.05 * min(most, max(1.0, float(np.nanmax(values))))
     return [Chart(f"layer {layer + 1}", "updates", "span in positions", _heads(updates, values[:, layer].T), small=True,
-                  whole=top) for layer in range(values.shape[1])]
+                  from_zero=True, top=top) for layer in range(values.shape[1])]
 
 
 def of_distance(look: Look, attend_self: bool) -> list[Chart]:
@@ -88,7 +92,7 @@ def of_distance(look: Look, attend_self: bool) -> list[Chart]:
     so_far = 100 * np.cumsum(look.by_distance, axis=2)[:, :, at - 1]
     distance = at - attend_self
     return [Chart(f"layer {layer + 1}", "positions back", "% of attention so far", _heads(distance, so_far[layer]),
-                  small=True, whole=105, log_x=not attend_self) for layer in range(layers)]
+                  small=True, from_zero=True, top=105, log_x=not attend_self) for layer in range(layers)]
 
 
 def _heads(x: Numbers, rows: Numbers) -> list[Line]:

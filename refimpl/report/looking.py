@@ -27,7 +27,7 @@ Numbers = npt.NDArray[np.float64]
 
 
 class Vector(NamedTuple):
-    """A persistent vector: where it is, its mean weight over the queries, and (weight, position) of those that use it most."""
+    """A persistent vector: where it is, its mean weight over the queries, (weight, position) of those that use it most."""
 
     layer: int
     head: int

@@ -16,12 +16,12 @@ from refimpl.report.reading import RunFolder, spans
 TEMPLATE = "report.html.jinja"
 UNSHARED = {
     "transformer": "This variant has no persistent vectors: all attention goes to the context.",
-    "ff-attention": "This variant has no persistent vectors beside the context. Its feed-forward sublayer is an attention of "
-                    "its own, with as many vectors as feed_forward says; the most used of them are below.",
-    "attention-split": "Persistent vectors have a softmax of their own here, whose weights sum to 100 % in every head beside "
-                       "the context's, so that there is no share to tell.",
-    "single-head": "Persistent vectors have a softmax of their own here, of a single head, whose weights sum to 100 % beside "
-                   "the context's, so that there is no share to tell.",
+    "ff-attention": "This variant has no persistent vectors beside the context. Its feed-forward sublayer is an attention "
+                    "of its own, with as many vectors as feed_forward says; the most used of them are below.",
+    "attention-split": "Persistent vectors have a softmax of their own here, whose weights sum to 100 % in every head, "
+                       "as the context's do, so that there is no share to tell.",
+    "single-head": "Persistent vectors have a softmax of their own here, of a single head, whose weights sum to 100 %, "
+                   "as the context's do, so that there is no share to tell.",
 }
 
 
@@ -65,6 +65,8 @@ def _model(run: RunFolder, passage: Passage | None, drawn: _Drawing) -> dict[str
     return {
         "unit": run.unit, "spans": _spans(run), "span_charts": [drawn.svg(chart) for chart in curves.of_spans(run)],
         "attention": None if look_at is None or passage is None else _attention(run, look_at, passage),
+        "log_distance": config is not None and not config.attend_self,
+        "shared": config is not None and config.variant == "all-attention",
         "distance": [drawn.svg(chart) for chart in curves.of_distance(look_at, config.attend_self)]
         if look_at and config else [],
         "prediction": _prediction(predict(run), run.vocabulary)}
@@ -78,7 +80,8 @@ def _spans(run: RunFolder) -> dict[str, Any] | None:
     values: charts.Numbers | None = None
     if run.saved is not None and run.saved.config.adaptive_span:
         p, config = run.saved.parameters, run.saved.config
-        values = config.span * np.stack([p[f"layers.{layer}.attention.span"] for layer in range(config.layers)]).astype(float)
+        rho = np.stack([p[f"layers.{layer}.attention.span"] for layer in range(config.layers)])
+        values = config.span * rho.astype(float)
     elif len(logged := spans(run.records)[1]):
         values = logged[-1]
     if values is None:
@@ -90,24 +93,19 @@ def _spans(run: RunFolder) -> dict[str, Any] | None:
 
 def _attention(run: RunFolder, found: Look, passage: Passage) -> dict[str, Any]:
     """The share of persistent vectors, or why there is none, and the most used ones with the contexts that use them."""
-    assert_vocabulary = run.vocabulary
     share = found.share
     vectors = [{
         "layer": vector.layer + 1, "head": vector.head + 1, "number": vector.number, "mean": f"{100 * vector.mean:.1f}",
-        "contexts": [(f"{100 * weight:.0f}", context(assert_vocabulary, passage.tokens, position))
-                     for weight, position in vector.used_by]} for vector in found.vectors] if assert_vocabulary else []
+        "contexts": [(f"{100 * weight:.0f}", context(passage, position)) for weight, position in vector.used_by]}
+        for vector in found.vectors]
     variant = run.saved.config.variant if run.saved else ""
     return {
         "source": passage.source, "queries": found.queries, "kind": found.kind, "variant": variant,
-        "passage": [Piece("here", *piece) for piece in visible(_text(run, passage))],
+        "passage": [Piece("here", *piece) for piece in visible(passage.text)],
         "share": None if share is None else tables.grid(share, 1.0, percent=True),
         "heads": 0 if share is None else share.shape[1],
         "mean": "" if share is None else f"{100 * share.mean():.0f}",
         "why": UNSHARED.get(variant, ""), "vectors": vectors}
-
-
-def _text(run: RunFolder, passage: Passage) -> str:
-    return run.vocabulary.decode(passage.tokens[passage.first :]) if run.vocabulary else ""
 
 
 def _prediction(found: Prediction | None, vocabulary: Vocabulary | None) -> dict[str, Any] | None:

@@ -21,6 +21,12 @@ class Passage(NamedTuple):
     tokens: Tokens
     first: int
     source: str
+    vocabulary: Vocabulary
+
+    @property
+    def text(self) -> str:
+        """The queries' own."""
+        return self.vocabulary.decode(self.tokens[self.first :])
 
 
 class Piece(NamedTuple):
@@ -46,20 +52,22 @@ def choose(run: RunFolder, given: str | None) -> Passage | None:
         if not len(tokens):
             raise InputError(f"--passage: expected at least one {run.unit}, got {given!r}")
         tokens = tokens[-(QUERIES + _context(run.saved.config)):]
-        return Passage(tokens, max(0, len(tokens) - QUERIES), "the passage given")
+        return Passage(tokens, max(0, len(tokens) - QUERIES), "the passage given", run.vocabulary)
     if run.corpus is None:
         return None
     tokens = np.array(run.corpus.valid[: QUERIES + _context(run.saved.config)])
     first = max(0, len(tokens) - QUERIES)
-    return Passage(tokens, first, f"the validation text, {run.unit}s {first:,} to {len(tokens) - 1:,}")
+    source = f"the validation text, {run.unit}s {first:,} to {len(tokens) - 1:,}"
+    return Passage(tokens, first, source, run.vocabulary)
 
 
 def _context(config: ModelConfig) -> int:
     return min(config.span, CONTEXT)
 
 
-def context(vocabulary: Vocabulary, tokens: Tokens, position: int) -> list[Piece]:
+def context(passage: Passage, position: int) -> list[Piece]:
     """The text around a token as pieces: before it, the token itself, after it."""
+    vocabulary, tokens = passage.vocabulary, passage.tokens
     (low, high), (before_it, after_it) = _symbol(vocabulary, tokens, position), BESIDE[vocabulary.kind]
     start = max(0, low - before_it)
     if vocabulary.kind == "byte":

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ MISSING = "–"
 
 
 class Row(NamedTuple):
-    """A name and a cell for each run; differs: whether the runs have different ones."""
+    """A name and a cell for each run."""
 
     name: str
     cells: list[str]
@@ -91,10 +92,8 @@ def _resolved(run: RunFolder) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for table, kind in (("model", ModelConfig), ("train", TrainConfig), ("data", DataConfig)):
         values: dict[str, Any] = run.tables[table]
-        try:
+        with suppress(InputError, TypeError):  # else as they stand: what can't be a model here may have been one
             values = asdict(kind(**values))
-        except (InputError, TypeError):
-            pass  # told as they stand: what can't be a model here may have been one
         found[table] = {name: _plain(value) for name, value in values.items()}
     return found
 
