@@ -129,7 +129,7 @@ def _scale(axes: Any, chart: Chart) -> None:
         low, high = axes.get_xlim() if axis.axis_name == "x" else axes.get_ylim()
         powers = log and low > 0 and high / low > 20  # an axis of less than that has one power of ten, or none
         axis.set_major_locator(LogLocator(numticks=4 if chart.small else 6) if powers else
-                               MaxNLocator(3 if chart.small else 5))
+                               MaxNLocator(3 if chart.small else 5, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(_number))
     if chart.from_zero:

@@ -115,8 +115,12 @@ def _prediction(found: Prediction | None, vocabulary: Vocabulary | None) -> dict
     most = max(losses, default=0.0)
     groups = [{
         "name": group.name, "words": f"{group.words:,}", "share": f"{100 * group.tokens / found.tokens:.1f}",
-        "perplexity": f"{group.perplexity:,.2f}" if group.tokens else tables.MISSING,
+        "perplexity": _perplexity(group.perplexity) if group.tokens else tables.MISSING,
         "bits": f"{group.loss / np.log(2):.3f}" if group.tokens else tables.MISSING,
         "bar": f"{100 * group.loss / most:.1f}" if group.tokens and most else "0",
         "examples": [visible(vocabulary.decode(np.array([word]))) for word in group.examples]} for group in found.groups]
     return {"groups": groups, "tokens": f"{found.tokens:,}", "clusters": found.clusters}
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
