@@ -259,6 +259,16 @@ def test_the_passage_is_the_validation_texts_start_or_the_given_one(run, monkeyp
         passage.choose(run("character"), "ö")
 
 
+def test_a_large_model_has_fewer_queries_and_less_before_them(run, monkeypatch):
+    made = run()
+    for name, value in (("FEWEST_QUERIES", 5), ("FEWEST", 3), ("WEIGHTS", 2 * 2 * (2 * 6 + 5) * 7.5), ("OPERATIONS", 1)):
+        monkeypatch.setattr(passage, name, value)
+    found = passage.choose(made, None)
+    assert (found.first, len(found.tokens)) == (3, 10)
+    monkeypatch.setattr(passage, "WEIGHTS", 1)
+    assert len(passage.choose(made, None).tokens) == 8
+
+
 def shown(pieces, place):
     return "".join(piece.text for piece in pieces if piece.place == place)
 

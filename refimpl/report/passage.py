@@ -4,13 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refimpl.config import ModelConfig
+from refimpl.checkpoint import Checkpoint
 from refimpl.datasets.vocabulary import Tokens, Vocabulary
 from refimpl.errors import InputError
 from refimpl.report.reading import RunFolder
 
-QUERIES = 512  # whose attention is looked at
-CONTEXT = 4096  # most tokens before them
+QUERIES, FEWEST_QUERIES = 256, 64  # tokens whose attention is looked at, and how few of a large model
+CONTEXT, FEWEST = 4096, 512  # most tokens before them, and how few a large model gets
+OPERATIONS, WEIGHTS = 2e10, 2e8  # parameters times tokens before them; attention's weights of all queries
 BESIDE = {"byte": (28, 12), "character": (28, 12), "word": (9, 5)}  # tokens of a context before the query and after it
 SPACES = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍", "\v": "␋", "\f": "␌"}
 
@@ -40,10 +41,12 @@ class Piece(NamedTuple):
 def choose(run: RunFolder, given: str | None) -> Passage | None:
     """The given text, or the start of the validation text; None where the run has neither text nor vocabulary.
 
-    Context before the queries is as long as the model's span, at most CONTEXT. Raises InputError for unknown symbols.
+    Before the queries stands as much as the model's span, less where a large model would take minutes. Raises InputError
+    for unknown symbols.
     """
     if run.saved is None or run.vocabulary is None:
         return None
+    queries, before = _sizes(run.saved)
     if given is not None:
         try:
             tokens = run.vocabulary.encode(given.encode("utf-8", "surrogateescape"))
@@ -51,18 +54,22 @@ def choose(run: RunFolder, given: str | None) -> Passage | None:
             raise InputError(f"--passage, for {run.path}: {error}") from error
         if not len(tokens):
             raise InputError(f"--passage: expected at least one {run.unit}, got {given!r}")
-        tokens = tokens[-(QUERIES + _context(run.saved.config)):]
-        return Passage(tokens, max(0, len(tokens) - QUERIES), "the passage given", run.vocabulary)
+        tokens = tokens[-(queries + before) :]
+        return Passage(tokens, max(0, len(tokens) - queries), "the passage given", run.vocabulary)
     if run.corpus is None:
         return None
-    tokens = np.array(run.corpus.valid[: QUERIES + _context(run.saved.config)])
-    first = max(0, len(tokens) - QUERIES)
+    tokens = np.array(run.corpus.valid[: queries + before])
+    first = max(0, len(tokens) - queries)
     source = f"the validation text, {run.unit}s {first:,} to {len(tokens) - 1:,}"
     return Passage(tokens, first, source, run.vocabulary)
 
 
-def _context(config: ModelConfig) -> int:
-    return min(config.span, CONTEXT)
+def _sizes(saved: Checkpoint) -> tuple[int, int]:
+    """How many queries, and how many tokens before them."""
+    config = saved.config
+    weights = config.layers * config.heads * (2 * config.span + config.memory + config.feed_forward)
+    queries = min(QUERIES, max(FEWEST_QUERIES, int(WEIGHTS / weights)))
+    return queries, min(config.span, CONTEXT, max(FEWEST, int(OPERATIONS / saved.parameters.vector.size)))
 
 
 def context(passage: Passage, position: int) -> list[Piece]:

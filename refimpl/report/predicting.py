@@ -17,8 +17,8 @@ from refimpl.report.reading import RunFolder
 from refimpl.results import STREAMS
 from refimpl.variants import attention_core, attention_path
 
-TOKENS, FEWEST = 65_536, 2048  # validation tokens scored, and how few of a large model
-OPERATIONS = 2e11  # parameters times tokens
+TOKENS, FEWEST = 65_536, 1024  # validation tokens scored, and how few of a large model
+OPERATIONS = 5e10  # parameters times tokens
 TENTHS, COUNTED = 10, 50_000_000
 EXAMPLES = 6
 
