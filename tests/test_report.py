@@ -78,7 +78,7 @@ def test_shares_and_distances_are_the_equations_means(config):
 
 
 def assert_equals_the_models_own(found, saved, text):
-    """The same means from what the model's forward on the whole text at once kept."""
+    """The same means from what the model's forward on the whole text kept."""
     config, p = saved.config, saved.parameters
     tokens = text.tokens[None].astype(int)
     out = model.forward(p, config, tokens, tokens, model.initial_past(config, 1, p.vector))
@@ -166,7 +166,7 @@ def test_a_large_span_is_looked_at_in_little_memory_with_the_same_result(monkeyp
 
 @pytest.fixture
 def run(tmp_path, store, text):
-    """run(config, kind): a run's folder as read, with a text of 60 lines and a model of zeros but for its output's biases."""
+    """run(config, kind): a run as read, with a text of 60 lines and a model of zeros but for its output's biases."""
 
     def make(kind="byte", cutoffs=(), **options):
         data = DataConfig(path=str(text), vocabulary=kind, **options)
@@ -255,7 +255,7 @@ def test_the_passage_is_the_validation_texts_start_or_the_given_one(run, monkeyp
     assert (long.first, long.text, len(long.tokens)) == (6, "0123456789", 16)
     with pytest.raises(InputError, match="--passage: expected at least one byte, got ''"):
         passage.choose(made, "")
-    with pytest.raises(InputError, match="--passage, for .*made: text: expected characters of the vocabulary"):
+    with pytest.raises(InputError, match=r"--passage, for .*made: text: expected characters of the vocabulary"):
         passage.choose(run("character"), "ö")
 
 
@@ -315,7 +315,8 @@ def line(values, **options):
                                     list(range(5000))])
 @pytest.mark.parametrize("options", [{}, {"log_x": True, "log_y": True}, {"small": True, "from_zero": True, "top": 5}])
 def test_charts_are_drawn_of_any_values_in_the_pages_colours_and_fonts(values, options):
-    chart = charts.Chart("a <title>", "updates", "bits & bytes", [line(values, label="$x_{"), line(values, colour=9)], **options)
+    lines = [line(values, label="$x_{"), line(values, colour=9)]
+    chart = charts.Chart("a <title>", "updates", "bits & bytes", lines, **options)
     drawn = charts.svg(chart, "chart7")
     assert drawn == charts.svg(chart, "chart7")
     assert drawn.startswith('<svg class="chart" role="img" aria-labelledby="chart7-title chart7-desc"')

@@ -23,13 +23,15 @@ CONTRAST = """(() => {
     .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const behind = element => { for (let e = element; e; e = e.parentElement) {
-      const c = channels(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c } return [255, 255, 255] };
+      const c = channels(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c } return [255, 255, 255] };
   const ratio = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05) };
   const found = [];
   for (const e of document.querySelectorAll('body *')) {
     const s = getComputedStyle(e), drawn = e.closest('svg');
     const own = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
-    if (own && !e.closest('title, desc')) found.push([ratio(channels(drawn ? s.fill : s.color), behind(e)), 4.5, e.outerHTML]);
+    if (own && !e.closest('title, desc'))
+      found.push([ratio(channels(drawn ? s.fill : s.color), behind(e)), 4.5, e.outerHTML]);
     if (drawn && e.tagName === 'path' && e.style.stroke.includes('series'))
       found.push([ratio(channels(s.stroke), behind(e)), 3, e.outerHTML]);
   }
@@ -66,7 +68,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two runs, one under a hostile name, on a hostile text; the second of words, with an adaptive softmax and a feed-forward."""
+    """Two runs on a hostile text: of bytes, under a hostile name; of words, with an adaptive softmax and a feed-forward."""
     base = tmp_path_factory.mktemp("runs")
     text, lines = base / "text.txt", [f"{HOSTILE} line {i} of \t them" for i in range(90)]
     text.write_text("\n".join(lines) + "\n", encoding="utf-8")
