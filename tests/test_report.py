@@ -251,6 +251,19 @@ def test_a_large_model_scores_fewer_tokens(run, monkeypatch):
     assert predicting.predict(run()).tokens == 19
 
 
+def test_a_long_span_is_scored_in_one_stream(run, monkeypatch):
+    rows, made = [], run()
+    cut = predicting.every_token_once
+    monkeypatch.setattr(predicting, "every_token_once", lambda tokens, streams, block: rows.append(streams) or
+                        cut(tokens, streams, block))
+    several = predicting.predict(made)
+    monkeypatch.setattr(predicting, "PAST_BYTES", 1)
+    one = predicting.predict(made)
+    assert rows == [8, 1]
+    assert one.tokens == several.tokens
+    np.testing.assert_allclose([g.loss for g in one.groups], [g.loss for g in several.groups], rtol=1e-12)
+
+
 def test_the_passage_is_the_validation_texts_start_or_the_given_one(run, monkeypatch):
     monkeypatch.setattr(passage, "QUERIES", 10)
     made = run()

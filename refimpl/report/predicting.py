@@ -21,6 +21,7 @@ TOKENS, FEWEST = 65_536, 1024  # validation tokens scored, and how few of a larg
 OPERATIONS = 5e10  # parameters times tokens
 TENTHS, COUNTED = 10, 50_000_000
 EXAMPLES = 6
+PAST_BYTES = 200_000_000  # of all streams: of a large model with a long span there is but one
 
 Numbers = npt.NDArray[np.int64]
 
@@ -74,7 +75,9 @@ def _losses(
     p, config = saved.parameters, saved.config
     totals, counts = np.zeros(groups), np.zeros(groups, np.int64)
     past = model.initial_past(config, 0, p.vector)
-    for block in every_token_once(tokens, min(STREAMS, len(tokens) - 1), saved.train_config.block):
+    each = config.layers * config.span * config.width * p.vector.itemsize
+    streams = max(1, min(STREAMS, len(tokens) - 1, PAST_BYTES // each))
+    for block in every_token_once(tokens, streams, saved.train_config.block):
         rows = len(block.tokens)
         past = model.initial_past(config, rows, p.vector) if block.restart else past[:, :rows]
         core = attention_core(attention_path("auto", config, *block.tokens.shape), p.vector)
