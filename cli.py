@@ -12,6 +12,7 @@ from refimpl.datasets.commands import data
 from refimpl.errors import InputError
 from refimpl.exits import debug_option
 from refimpl.golden.commands import golden
+from refimpl.report.commands import report
 from refimpl.starts import (
     as_json,
     checkpoint_option,
@@ -41,6 +42,7 @@ def commands() -> None:
     refimpl train --data my.txt --out runs/mine    train on your own file
     refimpl eval runs/mine                         bits per byte of the validation split
     refimpl generate runs/mine --prompt "The "     text from the model
+    refimpl report runs/mine                       what the run logged and learned, as a page
     refimpl golden verify --adapter mine:adapter   hold an implementation to the golden vectors
     """
 
@@ -207,6 +209,7 @@ commands.add_command(convert)
 commands.add_command(data)
 commands.add_command(golden)
 commands.add_command(gradcheck)
+commands.add_command(report)
 
 
 def _tell_passed_over(reasons: list[str], used: str) -> None:

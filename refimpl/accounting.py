@@ -55,7 +55,7 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig, share: floa
         "saved": config.layers * sizes.saved_by_layer() + sizes.saved_by_output(),
         "scratch": 2 * vector + sizes.scratch(),
         "validation": _validation(config, train_config, share),
-        "checkpoint": float(vector * (1 + accumulators) * bool(train_config.checkpoint_every or train_config.evaluate_every)),
+        "checkpoint": vector * (1.0 + accumulators) * bool(train_config.checkpoint_every or train_config.evaluate_every),
     }
     return {purpose: round(count * np.dtype(train_config.dtype).itemsize) for purpose, count in counts.items()}
 

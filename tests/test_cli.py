@@ -18,7 +18,7 @@ from refimpl.computing import computing
 from refimpl.config import DataConfig, TrainConfig
 from refimpl.datasets.corpus import open_corpus
 
-COMMANDS = (("train",), ("eval",), ("generate",), ("data", "info"), ("info",), ("bench",))
+COMMANDS = (("train",), ("eval",), ("generate",), ("data", "info"), ("info",), ("bench",), ("report",))
 RECORD = {"update", "updates", "loss", "bits", "span_penalty", "gradient_norm", "learning_rate", "tokens",
           "tokens_per_second", "seconds", "seconds_left", "clipped", "spans", "span_mean", "span_max", "numpy", "blas",
           "threads"}

@@ -27,7 +27,8 @@ ORDER = [
     "golden.listing", "golden.margins", "golden.compare", "golden.conventions", "golden.generate", "golden.diagnose",
     "golden.exchange", "golden.processes", "golden.adapters", "golden.worker", "golden.verify", "golden.findings",
     "golden.reports", "golden.pytest_plugin", "datasets", "texts", "results", "jobs", "conversions", "console", "meter",
-    "exits", "starts", "terminal", "convert_commands",
+    "report.reading", "report.passage", "report.looking", "report.predicting", "report.charts", "report.curves",
+    "report.tables", "report.page", "exits", "starts", "terminal", "convert_commands", "report.commands",
     "checks.commands", "golden.commands", "datasets.commands", "cli", "__main__",
 ]
 FILE_LINES, FUNCTION_LINES = 250, 45

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = {"scipy", "cupy", "matplotlib", "rich", "safetensors", "threadpoolctl", "click"}
+HEAVY = {"scipy", "cupy", "matplotlib", "jinja2", "markupsafe", "rich", "safetensors", "threadpoolctl", "click"}
 LIST_MODULES = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
 
 
@@ -29,7 +29,7 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path):
 def test_importing_the_model_and_the_command_imports_no_plots_gpu_or_rich(tmp_path):
     code = f"import refimpl.training, refimpl.evaluation, refimpl.checkpoint, refimpl.jobs, refimpl.cli; {LIST_MODULES}"
     modules = set(json.loads(run("-c", code, cwd=tmp_path)))
-    assert not {"scipy", "cupy", "matplotlib", "rich"} & modules
+    assert not {"scipy", "cupy", "matplotlib", "jinja2", "markupsafe", "rich"} & modules
     assert "numpy" in modules
 
 

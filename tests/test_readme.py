@@ -46,7 +46,7 @@ def test_the_settings_are_read(tmp_path):
     DataConfig(**tables["data"])
 
 
-NAMES = "train|eval|generate|data|info|bench|golden"
+NAMES = "train|eval|generate|report|data|info|bench|golden"
 
 
 @pytest.mark.parametrize("line", sorted(set(re.findall(rf"refimpl ((?:{NAMES})\b[^`\n#]*)", README))))

@@ -43,7 +43,8 @@ NO_EVIDENCE = {
     "test_golden_pytest_plugin", "test_golden_reports", "test_golden_vectors", "test_golden_verify", "test_gradcheck",
     "test_gradcheck_adjoint", "test_gradcheck_input", "test_gradcheck_kinks", "test_gradcheck_of_others",
     "test_gradcheck_witness", "test_house", "test_packaging", "test_planted", "test_properties_can_fail", "test_readme",
-    "test_records", "test_runs", "test_settings", "test_the_tests",
+    "test_records", "test_report", "test_report_browser", "test_report_commands", "test_runs", "test_settings",
+    "test_the_tests",
 }
 COMMANDS = {"command", "trained"}  # fixtures that run a whole command: a crash there proves as little
 
