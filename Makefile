@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/sample
 
-.PHONY: train test check types bench vectors vectors-check clean mutants sweep sweep-sample
+CUDA_ON_CPU := build/cuda-on-cpu
+
+.PHONY: train test check types bench vectors vectors-check clean mutants sweep sweep-sample cuda-on-cpu
 
 # a second call goes on with the first one's run: no run is ever removed or overwritten
 train: $(VENV)/installed
@@ -19,7 +21,7 @@ train: $(VENV)/installed
 	@echo "More text:      $(BIN)/refimpl generate $(RUN) --prompt 'The '"
 	@echo "Your own file:  $(BIN)/refimpl train --data FILE --out runs/mine"
 
-test: $(VENV)/installed-for-tests check
+test: $(VENV)/installed-for-tests check cuda-on-cpu
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 	$(MAKE) --no-print-directory vectors-check
 	$(MAKE) --no-print-directory sweep-sample
@@ -43,6 +45,10 @@ types: $(VENV)/installed-for-tests
 	$(BIN)/python -m hatchling build -t wheel -d build/wheel
 	$(BIN)/python -m zipfile -e build/wheel/*.whl build/types
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p refimpl
+
+# a stand-in for a GPU, on which tests run the real CuPy: half a minute, then kept. Without g++ its tests are skipped, in CI not
+cuda-on-cpu: $(VENV)/installed-for-tests
+	$(BIN)/python tests/cuda_on_cpu/build.py $(CUDA_ON_CPU) || [ "$$CI" != true ]
 
 # every bug of the registry, planted; both write their figures into docs/mutants.md
 mutants: $(VENV)/installed-for-tests
