@@ -1,6 +1,7 @@
 """The `refimpl` command: parse, call, print. No computation."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from refimpl.starts import (
     kernels_option,
     store_folder,
     store_option,
+    use_device,
     use_kernels,
     use_threads,
 )
@@ -57,7 +59,7 @@ def commands() -> None:
 def train(
     preset: str | None, config_file: Path | None, data_path: str | None, vocabulary: str | None, store: Path | None,
     assignments: tuple[str, ...], out: Path | None, resume: bool, time_limit: float | None, dry_run: bool, kernels: str,
-    threads: int | None, as_json: bool,
+    threads: int | None, device: str, as_json: bool,
 ) -> None:
     """Train a model; Ctrl-C stops with a checkpoint.
 
@@ -70,7 +72,7 @@ def train(
         use_kernels(kernels, store)
     from refimpl import console, jobs, terminal
 
-    request = jobs.Request(preset, config_file, data_path, vocabulary, assignments, out, store_folder(store))
+    request = jobs.Request(preset, config_file, data_path, vocabulary, assignments, out, store_folder(store), device)
     use_threads(threads)
     if dry_run:
         result = jobs.dry_run(request)
@@ -78,7 +80,7 @@ def train(
         return
     if time_limit is not None and not math.isfinite(time_limit):
         raise InputError(f"--time-limit: expected a finite number of seconds, got {time_limit}")
-    run, unit, evaluate = jobs.open_run(request, resume)
+    run, unit, evaluate = jobs.open_run(replace(request, place=use_device(device)), resume)
     _tell_passed_over(run.saved.passed_over, str(run.saved.path))
     run.time_limit = time_limit
     terminal.train(run, unit, evaluate, as_json)
@@ -98,7 +100,7 @@ def train(
 @as_json
 def evaluate(
     run: Path, data_path: str | None, store: Path | None, split: str, block: int | None, streams: int, protocol: str,
-    yardsticks: bool, kernels: str, threads: int | None, as_json: bool,
+    yardsticks: bool, kernels: str, threads: int | None, device: str, as_json: bool,
 ) -> None:
     """Score a split of the text with a run's newest checkpoint.
 
@@ -109,7 +111,8 @@ def evaluate(
     use_threads(threads)
     from refimpl import console, results
 
-    result = results.evaluate_run(run, data_path, store_folder(store), split, block, streams, protocol, yardsticks)
+    result = results.evaluate_run(run, data_path, store_folder(store), split, block, streams, protocol, yardsticks,
+                                  use_device(device))
     _tell_passed_over(result["passed_over"], result["checkpoint"])
     console.show(result, console.evaluation_text(result), as_json)
 
@@ -126,7 +129,7 @@ def evaluate(
 @as_json
 def generate(
     run: Path, given: tuple[str, ...], prompts_file: Path | None, length: int, temperature: float, top_k: int, seed: int,
-    kernels: str, threads: int | None, as_json: bool,
+    kernels: str, threads: int | None, device: str, as_json: bool,
 ) -> None:
     """Write text with a run's model. Of several prompts, number i goes on as it would alone with a seed higher by i.
 
@@ -139,7 +142,7 @@ def generate(
     from refimpl import console, results
 
     prompts = results.read_prompts(given, prompts_file)
-    passages = results.generate(run, prompts, length, temperature, top_k, seed)
+    passages = results.generate(run, prompts, length, temperature, top_k, seed, use_device(device))
     _tell_passed_over(passages.saved.passed_over, str(passages.saved.path))
     console.write_passages(passages.prompts, passages.pieces, length, str(passages.saved.path), as_json)
 
@@ -153,7 +156,7 @@ def generate(
 @as_json
 def bench(
     preset: str | None, config_file: Path | None, assignments: tuple[str, ...], repeats: int, kernels: str,
-    threads: int | None, as_json: bool,
+    threads: int | None, device: str, as_json: bool,
 ) -> None:
     """Measure how fast this machine trains and writes with a model.
 
@@ -164,7 +167,8 @@ def bench(
     use_threads(threads)
     from refimpl import console, jobs
 
-    result = jobs.bench(jobs.Request(preset, config_file, None, None, assignments, None, store_folder()), repeats)
+    request = jobs.Request(preset, config_file, None, None, assignments, None, store_folder(), device, use_device(device))
+    result = jobs.bench(request, repeats)
     console.show(result, console.bench_text(result), as_json)
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refimpl import accounting, checkpoint, runs, settings
+from refimpl.arrays import Place
 from refimpl.bench import bench as measure
 from refimpl.blas import this_machine
 from refimpl.config import DataConfig, TrainConfig
 from refimpl.datasets.batches import Batches
 from refimpl.datasets.corpus import Corpus, open_corpus
+from refimpl.device.opening import on_host
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation
 from refimpl.results import run_data, score, unit_of
@@ -29,6 +31,8 @@ class Request:
     assignments: tuple[str, ...]
     out: Path | None
     store: Path
+    device: str = "cpu"
+    place: Place = on_host
 
 
 class Opened(NamedTuple):
@@ -55,7 +59,7 @@ def bench(request: Request, repeats: int) -> dict[str, Any]:
     tables["model"].setdefault("vocabulary", BYTES)
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
     processor = this_machine(request.store).processor
-    return {"name": _name(request), "processor": processor, **measure(config, train_config, repeats)}
+    return {"name": _name(request), "processor": processor, **measure(config, train_config, repeats, request.place)}
 
 
 def open_run(request: Request, resume: bool) -> Opened:
@@ -79,7 +83,7 @@ def open_run(request: Request, resume: bool) -> Opened:
     batches = Batches(corpus.train, train_config.batch, train_config.block, train_config.seed)
     _check_validation(corpus)
     run = runs.begin(folder, config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256)
-    return _opened(run, corpus)
+    return _opened(run, corpus, request)
 
 
 def _check_validation(corpus: Corpus) -> None:
@@ -101,11 +105,18 @@ def _resumed(request: Request) -> Opened:
     runs.changed(saved, data, given)
     corpus = open_corpus(data, request.store)
     batches = Batches(corpus.train, saved.train_config.batch, saved.train_config.block, saved.train_config.seed)
-    return _opened(runs.resume(folder, saved, given, data, batches, corpus.sha256), corpus)
+    before = saved.progress.get("computing", {}).get("device", "cpu")
+    run = runs.resume(folder, saved, given, data, batches, corpus.sha256)
+    if before != request.device:
+        run.moved = "; ".join(filter(None, (run.moved, f"device {before} before, {request.device} now")))
+    return _opened(run, corpus, request)
 
 
-def _opened(run: runs.Run, corpus: Corpus) -> Opened:
+def _opened(run: runs.Run, corpus: Corpus, request: Request) -> Opened:
     saved = run.saved
+    saved.move(request.place)
+    if request.device != "cpu":
+        saved.progress["computing"]["device"] = request.device
 
     def validate() -> Evaluation:
         start = corpus.valid[: saved.train_config.evaluate_tokens or None]

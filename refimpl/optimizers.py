@@ -4,6 +4,7 @@ Everything happens in place; beyond the accumulators there are two scratch vecto
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from refimpl.arrays import Array, module_of
 from refimpl.config import TrainConfig
@@ -14,11 +15,15 @@ ACCUMULATORS = {"sgd": ("momentum",), "adagrad": ("squares",), "adam": ("mean", 
 
 @dataclass
 class State:
-    """Accumulators by name, each like the parameters and 0 at first; the count of updates; scratch, not worth saving."""
+    """Accumulators by name, each like the parameters and 0 at first; the count of updates; scratch, not worth saving.
+
+    device: what a step on the GPU keeps there.
+    """
 
     updates: int
     accumulators: dict[str, Parameters]
     scratch: dict[str, Parameters] = field(repr=False)
+    device: Any = None
 
 
 def initialize(train_config: TrainConfig, p: Parameters) -> State:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refimpl import checkpoint, generation, settings
-from refimpl.arrays import Array
+from refimpl.arrays import Array, Place
 from refimpl.checkpoint import Checkpoint
 from refimpl.config import DataConfig, ModelConfig
 from refimpl.datasets.batches import every_token_once, published_blocks
 from refimpl.datasets.corpus import open_corpus
 from refimpl.datasets.vocabulary import Tokens, Vocabulary
 from refimpl.datasets.yardsticks import yardsticks
+from refimpl.device import opening
+from refimpl.device.opening import on_host
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation, evaluate
 from refimpl.parameters import Parameters
@@ -33,10 +35,11 @@ def score(
 
 def evaluate_run(
     path: Path, data_path: str | None, store: Path, split: str, block: int | None, streams: int, protocol: str,
-    with_yardsticks: bool,
+    with_yardsticks: bool, place: Place = on_host,
 ) -> dict[str, Any]:
     """The result of `eval`: losses of a split in every unit that applies, what they were measured on, and how."""
     saved = checkpoint.load(path)
+    saved.move(place)
     corpus = open_corpus(run_data(path, data_path), store, _vocabulary(saved))
     block = block or saved.train_config.block
     tokens = getattr(corpus, split)
@@ -65,9 +68,12 @@ class Passages(NamedTuple):
     saved: Checkpoint
 
 
-def generate(path: Path, prompts: Sequence[str], count: int, temperature: float, top_k: int, seed: int) -> Passages:
+def generate(
+    path: Path, prompts: Sequence[str], count: int, temperature: float, top_k: int, seed: int, place: Place = on_host
+) -> Passages:
     """Text from a run's model. Without a prompt it begins after a line's end. Raises InputError for unknown symbols."""
     saved = checkpoint.load(path)
+    saved.move(place)
     vocabulary = _vocabulary(saved)
     tokens = [_encoded(vocabulary, prompt) for prompt in prompts] or [_line_start(vocabulary)]
     block = saved.train_config.block
@@ -159,7 +165,6 @@ def describe_text(path: str, vocabulary: str, assignments: tuple[str, ...], stor
 def describe_installation(kernels: str, store: Path) -> dict[str, Any]:
     """The result of `info`: versions, cores, matrix library and the kernels that commands will use, GPU library, presets."""
     import platform
-    from importlib.util import find_spec
 
     import numpy as np
 
@@ -172,6 +177,6 @@ def describe_installation(kernels: str, store: Path) -> dict[str, Any]:
         "refimpl": __version__, "python": platform.python_version(), "numpy": np.__version__,
         "cores": str(available_cores()), "blas": libraries or ["unknown"],
         "kernels": blas.choose(kernels, blas.this_machine(store)).reason,
-        "gpu": "CuPy is installed" if find_spec("cupy") else "CuPy is not installed (extras cuda12, cuda13)",
+        "gpu": opening.report(),
         "presets": settings.preset_names(),
     }

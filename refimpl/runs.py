@@ -14,6 +14,7 @@ from refimpl.arrays import Array
 from refimpl.checkpoint import Checkpoint
 from refimpl.computing import computing, difference
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
+from refimpl.device import optimizer
 from refimpl.errors import InputError, NonFiniteError
 from refimpl.evaluation import Evaluation
 from refimpl.inputs import initial_past
@@ -145,6 +146,7 @@ def _records(run: Run, evaluate: Callable[[], Evaluation], stop: Callable[[], bo
                 yield _written(log, _record(run, result, losses, clock))
                 losses.clear()
             if stopped or done or _due(number, settings_now.checkpoint_every):
+                optimizer.check(state)
                 training.check_finite(saved.parameters, saved.config, result)
                 saved.path = checkpoint.save(run.folder, saved, settings_now.keep_checkpoints)
             if done or (not stopped and _due(number, settings_now.evaluate_every)):

@@ -6,8 +6,9 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from refimpl import model, optimizers
 from refimpl.arena import Arena, lent, returned
-from refimpl.arrays import Array, available_cores, map_in_threads, module_of, quiet, to_library_of
+from refimpl.arrays import Array, available_cores, is_device, map_in_threads, module_of, quiet, to_library_of
 from refimpl.config import ModelConfig, TrainConfig
+from refimpl.device import optimizer
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import keep_masks
 from refimpl.parameters import Parameters
@@ -57,8 +58,11 @@ def update(
 
     With several workers each takes some rows of the batch; gradients are added in the order of the rows, so results are
     the same bits for the same number of workers, however many threads they take turns on. Raises NonFiniteError, before p
-    or state change, if the loss or a gradient is not finite; the message names the first such tensor.
+    or state change, if the loss or a gradient is not finite; the message names the first such tensor. On a GPU there is one
+    worker, nothing is read back, and such an update changes nothing: `device.optimizer.check(state)` raises for it.
     """
+    if is_device(p.vector):
+        return _update_on_device(p, state, config, train_config, tokens, targets, past)
     number = state.updates + 1
     lent_p, lent_past = p.with_vector(lent(p.vector)), lent(past)
 
@@ -82,6 +86,18 @@ def update(
     return Result(loss, results[0].out.span_penalty, returned(new_past), norm, rate, tokens, targets)
 
 
+def _update_on_device(
+    p: Parameters, state: optimizers.State, config: ModelConfig, train_config: TrainConfig, tokens: Array, targets: Array,
+    past: Array,
+) -> Result:
+    """The same on a GPU: in one part, and without waiting for what comes of it."""
+    number = state.updates + 1
+    given = p, config, train_config, tokens, targets, past, number, slice(len(tokens))
+    out, g = _on_rows(model.loss_and_gradients, *given)
+    norm, rate = optimizer.update(p, g, state, train_config, out.loss), optimizers.learning_rate(train_config, number)
+    return Result(out.loss, out.span_penalty, out.past, norm, rate, tokens, targets)
+
+
 def score(
     p: Parameters, config: ModelConfig, train_config: TrainConfig, tokens: Array, targets: Array, past: Array, number: int,
     rows: slice,
@@ -94,7 +110,8 @@ def _on_rows(
     function: Callable[..., Part], p: Parameters, config: ModelConfig, train_config: TrainConfig, tokens: Array,
     targets: Array, past: Array, number: int, rows: slice,
 ) -> Part:
-    masks = keep_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, rows.start)
+    first, end, _ = rows.indices(len(tokens))
+    masks = keep_masks(config, end - first, tokens.shape[1], train_config.seed, number, first)
     core = attention_core(attention_path(train_config.attention, config, *tokens.shape), p.vector)
     return function(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
 
@@ -130,7 +147,8 @@ def run(
     """Updates until state.updates is train_config.updates, one segment each; yields every update's result.
 
     A segment has .tokens and .targets (B, T) and .restart: whether the past is emptied before it. `past` goes with the first
-    segment. After a yield, p, state and the result's past are what a checkpoint needs to go on from there.
+    segment. On a GPU it is read back every log_every updates whether all were finite. After a yield, p, state and the
+    result's past are what a checkpoint needs to go on from there.
     """
     arena = Arena()
     while state.updates < train_config.updates:
@@ -141,6 +159,7 @@ def run(
         with arena:
             result = update(p, state, config, train_config, tokens, targets, past)
         past = result.past
+        optimizer.check_when_logged(state, train_config)
         yield result
 
 

@@ -46,6 +46,7 @@ COUNTERS = (
     "device_to_host_bytes", "device_to_device_copies", "device_to_device_bytes", "memsets", "synchronizations",
     "mallocs", "malloc_bytes", "held_bytes", "peak_bytes",
 )  # fmt: skip
+LINKING = ["-shared", "-Wl,-Bsymbolic"]  # a kernel may have the name of a function of some library in the process
 POISON = 0xFF  # every float of these bytes is NaN, every signed integer -1
 
 
@@ -296,7 +297,7 @@ def _make_compile(device: _Device, compile_for_gpu: Callable[..., Any]) -> Calla
 
 
 def _stored_path(device: _Device, source: str, options: tuple[str, ...], name_expressions: Any) -> Path:
-    parts = [device.build["fingerprint"], device.build["compiler_version"], device.asan, source, options]
+    parts = [device.build["fingerprint"], device.build["compiler_version"], device.asan, LINKING, source, options]
     digest = hashlib.sha256(repr([*parts, name_expressions]).encode()).hexdigest()
     return device.folder / "kernels" / f"{digest[:32]}.so"
 
@@ -334,7 +335,7 @@ def _compile_for_cpu(
     precompiled = device.folder / ("shim_asan" if device.asan else "shim")
     passed_on = [option for option in options if option.startswith(("-D", "-U", "-I"))]
     unfinished = target.with_suffix(f".{os.getpid()}")
-    words = [build["compiler"], *build["options"], *extra, "-shared", f"-I{precompiled}", *build["includes"]]
+    words = [build["compiler"], *build["options"], *extra, *LINKING, f"-I{precompiled}", *build["includes"]]
     words += [*passed_on, str(code), "-o", str(unfinished), f"-L{device.folder / 'lib'}", "-lcuda_on_cpu"]
     result = subprocess.run(words, capture_output=True, text=True, env=_without_preload())
     if result.returncode:

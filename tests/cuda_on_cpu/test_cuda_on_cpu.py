@@ -162,6 +162,12 @@ def test_dynamic_shared_memory_templates_and_constants():
         np.testing.assert_array_equal(x.get(), 3 * np.arange(96)[::-1])
 
 
+def test_a_kernel_may_have_the_name_of_a_library_function():
+    y = cupy.zeros(4)
+    cupy.RawKernel('extern "C" __global__ void step(double* y) { y[threadIdx.x] = 3; }', "step")((1,), (4,), (y,))
+    np.testing.assert_array_equal(y.get(), 3)
+
+
 def test_cupy_kernel_classes():
     x = normal(5, 70)
     device = cupy.asarray(x)
