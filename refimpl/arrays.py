@@ -4,6 +4,7 @@ The only file that names CuPy. It is imported when a device is asked for by name
 """
 
 import math
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -68,12 +69,17 @@ def kernel(file: str, name: str, dtype: Any) -> Callable[..., None]:
     return _kernel(file, name, np.dtype(dtype).char, module_of_device().cuda.Device().id)
 
 
+def kernel_source(file: str) -> str:
+    """kernels/FILE.cu, with what it includes in its place: libraries that keep compiled kernels look at no other file."""
+    text = (KERNELS / f"{file}.cu").read_text(encoding="utf-8")
+    return re.sub(r'^#include "(\w+)\.cu"$', lambda found: kernel_source(found[1]), text, flags=re.M)
+
+
 @cache
 def _kernel(file: str, name: str, kind: str, device: int) -> Callable[..., None]:
-    source = (KERNELS / f"{file}.cu").read_text(encoding="utf-8")
     # products and sums rounded one by one, as NumPy does it: a span's kinks stay where they are
-    options = (f"-DREAL={'double' if kind == 'd' else 'float'}", "--fmad=false", f"-I{KERNELS}")
-    return module_of_device().RawKernel(source, name, options=options)  # type: ignore[no-any-return]
+    options = (f"-DREAL={'double' if kind == 'd' else 'float'}", "--fmad=false")
+    return module_of_device().RawKernel(kernel_source(file), name, options=options)  # type: ignore[no-any-return]
 
 
 def to_host(array: Array) -> Array:

@@ -11,7 +11,7 @@ from refimpl.errors import InputError, NonFiniteError
 from refimpl.inputs import initial_past
 from refimpl.parameters import Parameters
 from refimpl.training import Segment
-from refimpl.variants import attention_core, attention_path
+from refimpl.variants import core_for
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def evaluate(
         past = initial_past(config, rows, p.vector) if block.restart else past[:, :rows]
         inputs, targets = (to_library_of(p.vector, array) for array in (block.tokens, block.targets))
         with quiet():
-            core = attention_core(attention_path("auto", config, *inputs.shape), p.vector)
+            core = core_for("auto", config, inputs, p.vector)
             out = model.forward(p, config, inputs, targets, past, core=core)
         past, size = out.past, block.targets.size
         loss = _sum(out.token_loss)

@@ -12,7 +12,7 @@ from refimpl.device import optimizer
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import keep_masks
 from refimpl.parameters import Parameters
-from refimpl.variants import attention_core, attention_path
+from refimpl.variants import core_for
 
 Part = TypeVar("Part")
 
@@ -92,7 +92,7 @@ def _update_on_device(
 ) -> Result:
     """The same on a GPU: in one part, and without waiting for what comes of it."""
     number = state.updates + 1
-    given = p, config, train_config, tokens, targets, past, number, slice(len(tokens))
+    given = p, config, train_config, tokens, targets, past, number, slice(0, len(tokens))
     out, g = _on_rows(model.loss_and_gradients, *given)
     norm, rate = optimizer.update(p, g, state, train_config, out.loss), optimizers.learning_rate(train_config, number)
     return Result(out.loss, out.span_penalty, out.past, norm, rate, tokens, targets)
@@ -110,9 +110,8 @@ def _on_rows(
     function: Callable[..., Part], p: Parameters, config: ModelConfig, train_config: TrainConfig, tokens: Array,
     targets: Array, past: Array, number: int, rows: slice,
 ) -> Part:
-    first, end, _ = rows.indices(len(tokens))
-    masks = keep_masks(config, end - first, tokens.shape[1], train_config.seed, number, first)
-    core = attention_core(attention_path(train_config.attention, config, *tokens.shape), p.vector)
+    masks = keep_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, rows.start)
+    core = core_for(train_config.attention, config, tokens, p.vector)
     return function(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
 
 
@@ -133,7 +132,7 @@ def check_finite(p: Parameters, config: ModelConfig, result: Result) -> None:
     update() looks at the loss before its step; before a checkpoint is written the step must have been a good one.
     """
     with quiet():
-        core = attention_core(attention_path("auto", config, *result.tokens.shape), p.vector)
+        core = core_for("auto", config, result.tokens, p.vector)
         out = model.forward(p, config, result.tokens, result.targets, result.past, core=core)
         if not (module_of(p.vector).isfinite(out.loss) and module_of(p.vector).isfinite(p.vector).all()):
             raise NonFiniteError(f"after the last update: loss {float(out.loss)}; first tensor that is not finite: "

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from stand_in import cupy
 
-from refimpl import model, optimizers, parameters, training
+from refimpl import model, optimizers, parameters, training, variants
 from refimpl.config import ModelConfig, TrainConfig
+from refimpl.device import attention as device_attention
 from refimpl.device import optimizer
-from refimpl.errors import NonFiniteError
+from refimpl.errors import InputError, NonFiniteError
 from refimpl.inputs import draw_masks
+from refimpl.layers import attention, tiled_attention
 
 CONFIG = ModelConfig(vocabulary=9, width=8, heads=2, layers=2, span=6, memory=3, span_penalty=0.01, span_initial=0.4,
                      span_ramp=3, dropout=0.2, embedding_dropout=0.3)
@@ -60,7 +62,7 @@ def test_an_update_sends_its_tokens_and_waits_for_nothing():
         next(results)
         counted = cuda_on_cpu.counters()
         assert counted["synchronizations"] == counted["device_to_host_copies"] == 0, number
-        assert counted["host_to_device_copies"] <= 2 + CONFIG.layers
+        assert (counted["host_to_device_copies"], counted["host_to_device_bytes"]) == (2, 2 * 3 * 4 * 8)
         assert counted["mallocs"] == 0
 
 
@@ -81,3 +83,19 @@ def test_masks_are_made_on_the_device():
     for name, mask in draw_masks(CONFIG, 2, 4, seed=1, update=1, like=np.zeros(1)).items():
         assert isinstance(masks[name], cupy.ndarray)
         np.testing.assert_array_equal(masks[name].get(), mask)
+
+
+def test_which_attention_computes_there():
+    real, small = cupy.zeros(2), np.zeros((3, 4), int)
+    for name, there, here in (("auto", device_attention, attention), ("tiled", device_attention, tiled_attention),
+                              ("textbook", attention, attention)):
+        assert variants.core_for(name, CONFIG, small, real) is there
+        assert variants.core_for(name, CONFIG, small, np.zeros(2)) is here
+    assert variants.attention_core("tiled", real, np.zeros(2)) is device_attention  # which tells what is not there
+    assert variants.attention_core("tiled", real, real + 1j) is attention
+
+
+def test_arrays_of_both_places_are_told_by_name():
+    arguments = attention.Arguments(*(cupy.zeros((1, 2, 1, 2)) for _ in range(3)), positions=np.zeros((3, 2)))
+    with pytest.raises(InputError, match="one device, got queries on the GPU and positions on the host"):
+        device_attention.forward(arguments, attention.Options(3, attend_self=True))

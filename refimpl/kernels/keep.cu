@@ -42,6 +42,7 @@ __device__ void key_of(const Words& words, int count, unsigned long long key[2])
 __device__ void philox(unsigned long long group, const unsigned long long key[2], unsigned long long x[4]) {
     unsigned long long k0 = key[0], k1 = key[1];
     x[0] = group + 1, x[1] = x[2] = x[3] = 0;
+#pragma unroll 1  // more at once would take registers from those who call it
     for (int round = 0; round < 10; round++) {
         unsigned long long high0 = __umul64hi(0xD2E7470EE14C6C93ull, x[0]), low0 = 0xD2E7470EE14C6C93ull * x[0];
         unsigned long long high1 = __umul64hi(0xCA5A826395121157ull, x[2]), low1 = 0xCA5A826395121157ull * x[2];

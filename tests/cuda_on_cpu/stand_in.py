@@ -1,5 +1,6 @@
 """`from stand_in import cupy`: the real CuPy on the stand-in device, for a test file; without a build its tests are skipped.
 
+CUDA_ON_CPU_ASAN=1 has accesses outside arrays reported; the process must run in cuda_on_cpu.asan_environment.
 With CI=true in the environment they fail instead: there the build is never missing for a good reason.
 """
 
@@ -21,7 +22,7 @@ if not (BUILD / "build.json").is_file():
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason, allow_module_level=True)
 
-cuda_on_cpu.activate(BUILD)
+cuda_on_cpu.activate(BUILD, asan=os.environ.get("CUDA_ON_CPU_ASAN") == "1")
 
 import cupy  # noqa: E402, F401 - nothing may import it before
 import cupyx  # noqa: E402, F401
