@@ -6,7 +6,7 @@ RUN := runs/sample
 
 CUDA_ON_CPU := build/cuda-on-cpu
 
-.PHONY: train test check types bench vectors vectors-check clean mutants sweep sweep-sample cuda-on-cpu
+.PHONY: train test check types bench vectors vectors-check clean mutants sweep sweep-sample cuda-on-cpu gpu-check
 
 # a second call goes on with the first one's run: no run is ever removed or overwritten
 train: $(VENV)/installed
@@ -49,6 +49,10 @@ types: $(VENV)/installed-for-tests
 # a stand-in for a GPU, on which tests run the real CuPy: half a minute, then kept. Without g++ its tests are skipped, in CI not
 cuda-on-cpu: $(VENV)/installed-for-tests
 	$(BIN)/python tests/cuda_on_cpu/build.py $(CUDA_ON_CPU) || [ "$$CI" != true ]
+
+# on a machine with a GPU: everything that only it can show, into gpu-check.md; elsewhere it says so, and exits with 3
+gpu-check: $(VENV)/installed-for-tests
+	@$(BIN)/python benchmarks/gpu_check.py gpu-check.md
 
 # every bug of the registry, planted; both write their figures into docs/mutants.md
 mutants: $(VENV)/installed-for-tests

@@ -152,10 +152,11 @@ def generate(
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
 @click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns that medians are taken of.")
+@click.option("--ledger", is_flag=True, help="Measure nothing: what an update asks of a GPU, and a bound of its time there.")
 @computing_options
 @as_json
 def bench(
-    preset: str | None, config_file: Path | None, assignments: tuple[str, ...], repeats: int, kernels: str,
+    preset: str | None, config_file: Path | None, assignments: tuple[str, ...], repeats: int, ledger: bool, kernels: str,
     threads: int | None, device: str, as_json: bool,
 ) -> None:
     """Measure how fast this machine trains and writes with a model.
@@ -163,10 +164,14 @@ def bench(
     \b
     refimpl bench --preset enwik8-all-attention-small --set train.batch=1 --json
     """
-    use_kernels(kernels)
-    use_threads(threads)
     from refimpl import console, jobs
 
+    if ledger:
+        result = jobs.ledger(jobs.Request(preset, config_file, None, None, assignments, None, store_folder()))
+        console.show(result, console.ledger_text(result), as_json)
+        return
+    use_kernels(kernels)
+    use_threads(threads)
     request = jobs.Request(preset, config_file, None, None, assignments, None, store_folder(), device, use_device(device))
     result = jobs.bench(request, repeats)
     console.show(result, console.bench_text(result), as_json)

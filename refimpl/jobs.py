@@ -12,6 +12,7 @@ from refimpl.blas import this_machine
 from refimpl.config import DataConfig, TrainConfig
 from refimpl.datasets.batches import Batches
 from refimpl.datasets.corpus import Corpus, open_corpus
+from refimpl.device.ledger import ledger as count
 from refimpl.device.opening import on_host
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation
@@ -60,6 +61,14 @@ def bench(request: Request, repeats: int) -> dict[str, Any]:
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
     processor = this_machine(request.store).processor
     return {"name": _name(request), "processor": processor, **measure(config, train_config, repeats, request.place)}
+
+
+def ledger(request: Request) -> dict[str, Any]:
+    """The result of `bench --ledger`: what an update asks of a GPU."""
+    tables = _given(request)
+    tables["model"].setdefault("vocabulary", BYTES)
+    config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
+    return {"name": _name(request), **count(config, train_config)}
 
 
 def open_run(request: Request, resume: bool) -> Opened:

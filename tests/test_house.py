@@ -18,7 +18,7 @@ ORDER = [
     "layers.tiled_gradients", "layers.tiled_attention",
     "layers.one_query", "layers.persistent_attention", "layers.split_attention", "layers.head_split", "layers.multi_head",
     "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax", "layers.fused_softmax",
-    "variants", "model", "optimizers", "device.optimizer",
+    "variants", "model", "optimizers", "device.optimizer", "device.ledger",
     "functions.forms", "functions.basic", "functions.composed", "functions", "training", "evaluation",
     "ring", "continuation", "generation", "bench",
     "checkpoint", "convert", "accounting", "runs", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",

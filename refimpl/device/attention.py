@@ -166,9 +166,14 @@ def cut(block: int, past: int, options: Options) -> Cut:
 
 
 def parts(saved: Saved) -> Iterator[Part]:
+    """What is computed at once, one after another."""
+    batch, _, heads, _ = saved.arguments.queries.shape
+    return parts_of(saved.cut, batch, heads, saved.options.span, slots_of(saved.arguments))
+
+
+def parts_of(at: Cut, batch: int, heads: int, span: int, slots: int) -> Iterator[Part]:
     """All heads and texts at once, or as many as ELEMENTS allows: some heads, or some texts of one."""
-    at, (batch, _, heads, _) = saved.cut, saved.arguments.queries.shape
-    row = at.rows * (saved.options.span + at.rows - 1 + slots_of(saved.arguments))
+    row = at.rows * (span + at.rows - 1 + slots)
     texts = max(1, min(batch, ELEMENTS // row))
     together = max(1, min(heads, ELEMENTS // (row * batch))) if texts == batch else 1
     for tile in range(at.tiles):

@@ -45,6 +45,7 @@ COUNTERS = (
     "launches", "gemms", "host_to_device_copies", "host_to_device_bytes", "device_to_host_copies",
     "device_to_host_bytes", "device_to_device_copies", "device_to_device_bytes", "memsets", "synchronizations",
     "mallocs", "malloc_bytes", "held_bytes", "peak_bytes",
+    "gemm_operations",
 )  # fmt: skip
 LINKING = ["-shared", "-Wl,-Bsymbolic"]  # a kernel may have the name of a function of some library in the process
 POISON = 0xFF  # every float of these bytes is NaN, every signed integer -1

@@ -436,7 +436,8 @@ def test_counters_are_exact():
     cupy.cuda.Stream.null.synchronize()
     counted = {{name: value for name, value in cuda_on_cpu.counters().items() if value}}
     assert counted == dict(
-        launches=2, gemms=1, host_to_device_copies=1, host_to_device_bytes=8192, device_to_host_copies=1,
+        launches=2, gemms=1, gemm_operations=262144,
+        host_to_device_copies=1, host_to_device_bytes=8192, device_to_host_copies=1,
         device_to_host_bytes=16384, synchronizations=2, mallocs=4, malloc_bytes=49152, held_bytes=40960,
         peak_bytes=40960), counted
     """
