@@ -17,13 +17,14 @@ ACCUMULATORS = {"sgd": ("momentum",), "adagrad": ("squares",), "adam": ("mean", 
 class State:
     """Accumulators by name, each like the parameters and 0 at first; the count of updates; scratch, not worth saving.
 
-    device: what a step on the GPU keeps there.
+    On a GPU, device: what a step keeps there; windows: how far heads reach, kept on the host.
     """
 
     updates: int
     accumulators: dict[str, Parameters]
     scratch: dict[str, Parameters] = field(repr=False)
     device: Any = None
+    windows: Any = None
 
 
 def initialize(train_config: TrainConfig, p: Parameters) -> State:

@@ -8,7 +8,7 @@ from refimpl import model, optimizers
 from refimpl.arena import Arena, lent, returned
 from refimpl.arrays import Array, available_cores, is_device, map_in_threads, module_of, quiet, to_library_of
 from refimpl.config import ModelConfig, TrainConfig
-from refimpl.device import optimizer
+from refimpl.device import optimizer, windows
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import keep_masks
 from refimpl.parameters import Parameters
@@ -92,8 +92,10 @@ def _update_on_device(
 ) -> Result:
     """The same on a GPU: in one part, and without waiting for what comes of it."""
     number = state.updates + 1
-    given = p, config, train_config, tokens, targets, past, number, slice(0, len(tokens))
-    out, g = _on_rows(model.loss_and_gradients, *given)
+    state.windows = windows.kept(state.windows, p, train_config, number)
+    core = core_for(train_config.attention, config, tokens, p.vector)
+    masks = keep_masks(config, len(tokens), tokens.shape[1], train_config.seed, number)
+    out, g = model.loss_and_gradients(p, config, tokens, targets, past, masks, windows.narrowed(core, state.windows))
     norm, rate = optimizer.update(p, g, state, train_config, out.loss), optimizers.learning_rate(train_config, number)
     return Result(out.loss, out.span_penalty, out.past, norm, rate, tokens, targets)
 

@@ -6,7 +6,7 @@ computes the weights again. Nothing waits for the device, and sums have a fixed 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,24 +14,28 @@ import numpy as np
 from refimpl.arrays import Array, array_module, kernel, largest_exponent, module_of, purpose_number
 from refimpl.device.products import product
 from refimpl.device.randomness import packed, words_of
-from refimpl.device.tiles import THREADS, Part, arranged, by_head, collected, flat, gathered, in_window, of_heads
+from refimpl.device.tiles import (
+    THREADS,
+    Cut,
+    Part,
+    Sizes,
+    arranged,
+    by_head,
+    collected,
+    flat,
+    gathered,
+    in_window,
+    of_heads,
+    window_of,
+)
 from refimpl.layers import attention
 from refimpl.layers.attention import Arguments, Options
+from refimpl.layers.one_query import alike
 from refimpl.layers.span import TRIMMED_AT_ONCE
 from refimpl.masks import Keep, Mask
 
 ELEMENTS = 1 << 26  # of a tile's largest array, most: 256 MiB in float32
 ROWS = 128  # queries of a tile, most, unless they see more positions than that
-
-
-class Cut(NamedTuple):
-    """T queries in `tiles` of `rows`, and the S + tiles · rows - 1 `keys` that they see, from row `first` of the past on.
-    """
-
-    tiles: int
-    rows: int
-    keys: int
-    first: int
 
 
 class Saved(NamedTuple):
@@ -42,6 +46,7 @@ class Saved(NamedTuple):
     keep: Keep
     keep_memory: Keep
     cut: Cut
+    sizes: Sizes
     queries: "Queries"
     keys: Array
     values: Array
@@ -69,18 +74,24 @@ def forward(arguments: Arguments, options: Options, keep: Keep = None, keep_memo
     return attend(arguments, options, keep, keep_memory)
 
 
-def attend(arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None) -> tuple[Array, Saved]:
-    """As attention.attend, for CuPy arrays of float32 or float64."""
+def attend(
+    arguments: Arguments, options: Options, keep: Keep = None, keep_memory: Keep = None, reach: Sequence[int] = ()
+) -> tuple[Array, Saved]:
+    """As attention.attend, for CuPy arrays of float32 or float64.
+
+    reach: for each head how many of the nearest positions it needs at most, where the host knows it; () = S.
+    """
     attention.check_keep(keep, keep_memory, arguments.memory_keys)
     xp = array_module(arguments._asdict())
     arguments = Arguments(*(None if array is None else xp.ascontiguousarray(array) for array in arguments))
     (batch, block, heads, width), length = arguments.queries.shape, arguments.keys.shape[1]
-    at = cut(block, length - block, options)
+    sizes = [(group, max(reach[group])) for group in alike(list(reach))] or [(slice(0, heads), options.span)]
+    at = cut(block, length - block, max(size for _, size in sizes), options.attend_self)
     queries = Queries(*(arranged(arguments.queries, at.tiles, at.rows, 0, bias)
                         for bias in (arguments.content_bias, arguments.position_bias, None)))
     keys, values = (arranged(array, 1, at.keys, at.first)[0] for array in (arguments.keys, arguments.values))
     shift, total = (xp.empty((at.tiles, heads, batch, at.rows), keys.dtype) for _ in range(2))
-    saved = Saved(arguments, options, keep, keep_memory, at, queries, keys, values, shift, total)
+    saved = Saved(arguments, options, keep, keep_memory, at, sizes, queries, keys, values, shift, total)
     y = xp.empty((at.tiles, heads, batch, at.rows, width), keys.dtype)
     for part in parts(saved):
         weights, at_distance = logits(saved, part)
@@ -158,43 +169,43 @@ def _add_logits(
         product(of_memory.swapaxes(1, 2), by_head(memory), d.memory_keys[part.heads], add=True)
 
 
-def cut(block: int, past: int, options: Options) -> Cut:
+def cut(block: int, past: int, size: int, attend_self: bool) -> Cut:
     """Tiles no longer than the positions that their queries see: of size + rows columns a row uses `size`."""
-    tiles = math.ceil(block / max(ROWS, options.span))
+    tiles = math.ceil(block / max(ROWS, size))
     rows = math.ceil(block / tiles)
-    return Cut(tiles, rows, options.span + tiles * rows - 1, past - options.span + options.attend_self)
+    return Cut(tiles, rows, size, window_of(size, tiles * rows), past - size + attend_self)
 
 
 def parts(saved: Saved) -> Iterator[Part]:
     """What is computed at once, one after another."""
-    batch, _, heads, _ = saved.arguments.queries.shape
-    return parts_of(saved.cut, batch, heads, saved.options.span, slots_of(saved.arguments))
+    return parts_of(saved.cut, saved.sizes, len(saved.arguments.queries), slots_of(saved.arguments))
 
 
-def parts_of(at: Cut, batch: int, heads: int, span: int, slots: int) -> Iterator[Part]:
-    """All heads and texts at once, or as many as ELEMENTS allows: some heads, or some texts of one."""
-    row = at.rows * (span + at.rows - 1 + slots)
-    texts = max(1, min(batch, ELEMENTS // row))
-    together = max(1, min(heads, ELEMENTS // (row * batch))) if texts == batch else 1
-    for tile in range(at.tiles):
-        for head in range(0, heads, together):
-            for text in range(0, batch, texts):
-                yield Part(tile, slice(head, min(head + together, heads)), slice(text, min(text + texts, batch)),
-                           tile * at.rows)
+def parts_of(at: Cut, sizes: Sizes, batch: int, slots: int) -> Iterator[Part]:
+    """All texts and heads of one size at once, or as many as ELEMENTS allows: some heads, or some texts of one."""
+    for heads, size in sizes:
+        row = at.rows * (window_of(size, at.rows) + slots)
+        texts = max(1, min(batch, ELEMENTS // row))
+        together = max(1, ELEMENTS // (row * batch)) if texts == batch else 1
+        for tile in range(at.tiles):
+            for head in range(heads.start, heads.stop, together):
+                for text in range(0, batch, texts):
+                    yield Part(tile, slice(head, min(head + together, heads.stop)), slice(text, min(text + texts, batch)),
+                               size, tile * at.rows, at.size - size + tile * at.rows)
 
 
 def logits(saved: Saved, part: Part) -> tuple[Array, Array | None]:
-    """(G, B', rows, window + N) of products with keys, and (G, B', rows, S) with position vectors, or None."""
-    arguments, at, span = saved.arguments, saved.cut, saved.options.span
+    """(G, B', rows, window + N) of products with keys, and (G, B', rows, size) with position vectors, or None."""
+    arguments, at = saved.arguments, saved.cut
     content, position, memory = (rows[part.tile, part.heads, part.texts] for rows in saved.queries)
-    root, window, xp = 1 / math.sqrt(content.shape[-1]), span + at.rows - 1, module_of(content)
+    root, window, xp = 1 / math.sqrt(content.shape[-1]), window_of(part.size, at.rows), module_of(content)
     found = xp.empty((*content.shape[:3], window + slots_of(arguments)), content.dtype)
     product(flat(content), flat(in_window(saved.keys, part, window)).swapaxes(1, 2), flat(found[..., :window]), root)
     if arguments.memory_keys is not None:
         product(by_head(memory), arguments.memory_keys[part.heads].swapaxes(1, 2), by_head(found[..., window:]))
     if arguments.positions is None:
         return found, None
-    at_distance, table = xp.empty((*content.shape[:3], span), content.dtype), of_heads(arguments.positions, part)
+    at_distance, table = xp.empty((*content.shape[:3], part.size), content.dtype), of_heads(arguments.positions, part)
     product(gathered(position, len(table)), table.swapaxes(1, 2), gathered(at_distance, len(table)), root)
     return found, at_distance
 
@@ -225,8 +236,8 @@ def launch(name: str, saved: Saved, part: Part, *arrays: Any) -> None:
     least = np.array(drawn.least if drawn else 0, "uint32").view("int32").item()
     trims = TRIMMED_AT_ONCE if options.normalizer_epsilon and options.span > TRIMMED_AT_ONCE else 0
     rate = options.dropout if saved.keep is not None else 0.0
-    tile = np.array([*shape, options.span + at.rows - 1, slots_of(saved.arguments), options.span, part.heads.start,
-                     part.texts.start, heads, batch, part.start, block, options.span, options.ramp,
+    tile = np.array([*shape, window_of(part.size, at.rows), slots_of(saved.arguments), part.size, part.heads.start,
+                     part.texts.start, heads, batch, part.first_query, block, options.span, options.ramp,
                      -(at.first + part.start), trims, *counts, drawn.first_row if drawn else 0, least],
                     "int32").tobytes() + np.array([options.normalizer_epsilon, rate]).tobytes()
     packed_tile = np.frombuffer(tile, f"V{len(tile)}")[0]

@@ -11,9 +11,8 @@ import numpy as np
 
 from refimpl import parameters
 from refimpl.config import ModelConfig, TrainConfig
-from refimpl.device import attention
+from refimpl.device import attention, tiles
 from refimpl.errors import InputError
-from refimpl.layers.attention import Options
 from refimpl.optimizers import ACCUMULATORS
 
 
@@ -115,10 +114,9 @@ def _attention(config: ModelConfig, train_config: TrainConfig) -> Entry:
     *_, found = _sizes(config, train_config)
     batch, block, heads, width, slots = (train_config.batch, train_config.block, config.heads, config.head_width,
                                          config.memory)
-    options = Options(config.span, config.span_ramp, attend_self=config.attend_self)
-    at = attention.cut(block, config.span, options)
-    window = config.span + at.rows - 1
-    for part in attention.parts_of(at, batch, heads, config.span, slots):
+    at = attention.cut(block, config.span, config.span, config.attend_self)
+    window = tiles.window_of(config.span, at.rows)
+    for part in attention.parts_of(at, [(slice(0, heads), config.span)], batch, slots):
         n, texts = part.heads.stop - part.heads.start, part.texts.stop - part.texts.start
         for backward in (False, True):
             _logits(config, found, n, texts * at.rows, at.rows, window)

@@ -1,5 +1,6 @@
 """How device/attention.py sees its arrays: cut into tiles, and as the batches of matrices that cuBLAS takes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from refimpl.arrays import Array, kernel, module_of
@@ -7,18 +8,43 @@ from refimpl.arrays import Array, kernel, module_of
 THREADS = 256
 
 
+Sizes = Sequence[tuple[slice, int]]
+"""Neighbouring heads, and how many of the nearest positions are computed for them."""
+
+
+class Cut(NamedTuple):
+    """T queries in `tiles` of `rows`; `keys` rows of [past ; block] from row `first` on hold what they see, at most `size`.
+    """
+
+    tiles: int
+    rows: int
+    size: int
+    keys: int
+    first: int
+
+
 class Part(NamedTuple):
-    """What is computed at once: a tile of the queries of some heads and texts, whose window begins with row `start`."""
+    """What is computed at once: a tile of the queries of some heads and texts, whose `size` nearest positions count.
+
+    first_query of the tile; the window of keys begins with row `start`.
+    """
 
     tile: int
     heads: slice
     texts: slice
+    size: int
+    first_query: int
     start: int
 
 
+def window_of(size: int, rows: int) -> int:
+    """Keys that `rows` queries see, and up to three more: products are faster where rows begin at multiples of 16 bytes."""
+    return -(-(size + rows - 1) // 4) * 4
+
+
 def of_heads(table: Array, part: Part) -> Array:
-    """A part's tables (G, S, E), or the one for all heads (1, S, E)."""
-    return table[part.heads] if table.ndim == 3 else table[None]
+    """A part's tables (G, size, E), or the one for all heads (1, size, E)."""
+    return (table[part.heads] if table.ndim == 3 else table[None])[:, : part.size]
 
 
 def in_window(rows: Array, part: Part, window: int) -> Array:

@@ -193,6 +193,8 @@ extern "C" __global__ __launch_bounds__(THREADS, 3) void weigh(
     total = sum_of_block(total, shared);
     if (!some) total = 1;
     REAL scale = 1 / (1 - (REAL)t.rate);
+    // a span that was made larger than the host was told must not pass unseen: the loss will not be finite
+    if (spans && t.size < t.span && floor((REAL)t.ramp + (REAL)t.span * row.rho) + 1 > t.size) scale = LOWEST - LOWEST;
     for_each(t.size, row.of_stream(words, t.words, keep, t.span), [&](int x, bool stays) {
         Slot slot = context_slot(row, block, at_distance, spans, x);
         bool counts = stays && slot.weight > 0;
