@@ -64,6 +64,11 @@ def import_device_library() -> ModuleType:
     return cupy  # type: ignore[no-any-return]
 
 
+def has_kernels(array: Array) -> bool:
+    """Whether the array is where kernels/*.cu can be run, and of their dtypes."""
+    return is_device(array) and array.dtype.char in "fd" and bool(array.size) and hasattr(module_of_device(), "RawKernel")
+
+
 def kernel(file: str, name: str, dtype: Any) -> Callable[..., None]:
     """The function `name` of kernels/FILE.cu with float or double for REAL: f(grid, block, arguments), on this device."""
     return _kernel(file, name, np.dtype(dtype).char, module_of_device().cuda.Device().id)

@@ -31,7 +31,7 @@ class Mask(NamedTuple):
     def whole(self, like: Array) -> Array:
         """All of it, in the library of `like`; the same bits, wherever they are drawn."""
         if is_device(like):
-            entropy = self.seed, purpose_number(f"dropout {self.name}"), self.update
+            entropy = self.seed, purpose_number(self.purpose), self.update
             drawn = keep_mask(entropy, self.first_row, self.rows, math.prod(self.shape), self.least, like)
             return drawn.reshape(self.rows, *self.shape)
         keep = module_of(like).empty((self.rows, *self.shape), bool)
@@ -41,8 +41,13 @@ class Mask(NamedTuple):
 
     def row(self, number: int) -> "Row":
         """That of one row of the batch."""
-        bits = random_stream(self.seed, f"dropout {self.name}", self.update, self.first_row + number).bit_generator
+        bits = random_stream(self.seed, self.purpose, self.update, self.first_row + number).bit_generator
         return Row(bits, dict(bits.state), self.least, self.shape)
+
+    @property
+    def purpose(self) -> str:
+        """What its streams are named by."""
+        return f"dropout {self.name}"
 
     @property
     def least(self) -> int:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from stand_in import cupy
 
-from refimpl import model, optimizers, parameters, training, variants
+from refimpl import arrays, model, optimizers, parameters, training, variants
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.device import attention as device_attention
 from refimpl.device import optimizer
@@ -99,3 +99,10 @@ def test_arrays_of_both_places_are_told_by_name():
     arguments = attention.Arguments(*(cupy.zeros((1, 2, 1, 2)) for _ in range(3)), positions=np.zeros((3, 2)))
     with pytest.raises(InputError, match="one device, got queries on the GPU and positions on the host"):
         device_attention.forward(arguments, attention.Options(3, attend_self=True))
+
+
+def test_where_kernels_are():
+    assert arrays.has_kernels(cupy.zeros(2))
+    assert arrays.has_kernels(cupy.zeros(2, "float32"))
+    for other in (cupy.zeros(2, complex), cupy.zeros(2, int), cupy.zeros(0), np.zeros(2)):
+        assert not arrays.has_kernels(other)

@@ -224,7 +224,7 @@ def streams(saved: Saved) -> tuple[Any, ...]:
 
 def entropy_words(keep: Keep) -> list[int]:
     """The words that a mask's streams begin with; none if it is an array, or nothing is dropped."""
-    return words_of((keep.seed, purpose_number(f"dropout {keep.name}"), keep.update)) if isinstance(keep, Mask) else []
+    return words_of((keep.seed, purpose_number(keep.purpose), keep.update)) if isinstance(keep, Mask) else []
 
 
 def launch(name: str, saved: Saved, part: Part, *arrays: Any) -> None:
