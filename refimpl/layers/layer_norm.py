@@ -17,8 +17,8 @@ class Saved(NamedTuple):
 def forward(x: Array, gain: Array, bias: Array, epsilon: float = 1e-5) -> tuple[Array, Saved]:
     """y = g x̂ + b,  x̂ = (x - mean) / √(variance + ε), over the last axis;  x (…, D), g and b (D) -> y (…, D)."""
     if has_kernels(x):
-        y, *saved = on_device.norm_forward(x, gain, bias, epsilon)
-        return y, Saved(*saved, gain)
+        y, normalized, inverse_deviation = on_device.norm_forward(x, gain, bias, epsilon)
+        return y, Saved(normalized, inverse_deviation, gain)
     centred = x - x.mean(-1, keepdims=True)
     variance = (centred * centred).mean(-1, keepdims=True)
     inverse_deviation = 1 / module_of(x).sqrt(variance + epsilon)
