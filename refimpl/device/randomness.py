@@ -12,9 +12,11 @@ GROUP, THREADS = 8, 256
 
 
 def words_of(entropy: Sequence[int]) -> list[int]:
-    """The words of 32 bits that SeedSequence makes of whole numbers: each one's own, low ones first."""
+    """The words of 32 bits that SeedSequence makes of whole numbers of 0 or more: each one's own, low ones first."""
     found = []
     for number in entropy:
+        if number < 0:
+            raise ValueError(f"random stream: expected numbers of 0 or more, got {number}")
         found.append(number & 0xFFFFFFFF)
         while number := number >> 32:
             found.append(number & 0xFFFFFFFF)

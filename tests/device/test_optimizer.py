@@ -68,6 +68,12 @@ def test_an_update_that_is_not_finite_changes_nothing_and_neither_do_those_after
     optimizer.check(state)
 
 
+def test_a_stream_of_a_number_below_0_is_refused_as_on_the_host():
+    for like in (np.zeros(1), cupy.zeros(1)):
+        with pytest.raises(ValueError, match=r"non-negative|0 or more"):
+            Mask(0, "hidden", -1, 0, 1, (3,), 0.5).whole(like)
+
+
 @pytest.mark.parametrize("seed", [0, 7, 2**31, 2**40 + 3, 2**70])
 @pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 40, 33)])
 def test_keep_masks_are_the_hosts_to_the_bit(seed, shape):
