@@ -64,9 +64,10 @@ def updates(config, train_config, p, count):
 
 
 def test_what_an_update_of_the_laptop_asks_of_a_device():
+    cupy.get_default_memory_pool().free_all_blocks()  # pieces that other tests left would be used up first
     config, train_config, p = laptop()
-    results = updates(config, train_config, p.with_vector(cupy.asarray(p.vector)), 6)
-    for _ in range(4):
+    results = updates(config, train_config, p.with_vector(cupy.asarray(p.vector)), 8)
+    for _ in range(6):
         next(results)
     cuda_on_cpu.reset_counters()
     next(results)
