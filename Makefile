@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/sample
 
-.PHONY: train test check types bench ablations vectors vectors-check clean mutants sweep sweep-sample faults
+CUDA_ON_CPU := build/cuda-on-cpu
+
+.PHONY: train test check types bench ablations vectors vectors-check clean mutants sweep sweep-sample faults cuda-on-cpu gpu-check
 
 # a second call goes on with the first one's run: no run is ever removed or overwritten; 75 says that the time limit came
 train: $(VENV)/installed
@@ -20,7 +22,7 @@ train: $(VENV)/installed
 	@echo "More text:      $(BIN)/refimpl generate $(RUN) --prompt 'The '"
 	@echo "Your own file:  $(BIN)/refimpl train --data FILE --out runs/mine"
 
-test: $(VENV)/installed-for-tests check
+test: $(VENV)/installed-for-tests check cuda-on-cpu
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 	$(MAKE) --no-print-directory vectors-check
 	$(MAKE) --no-print-directory sweep-sample
@@ -48,6 +50,14 @@ types: $(VENV)/installed-for-tests
 	$(BIN)/python -m hatchling build -t wheel -d build/wheel
 	$(BIN)/python -m zipfile -e build/wheel/*.whl build/types
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p refimpl
+
+# a stand-in for a GPU, on which tests run the real CuPy: half a minute, then kept. Without g++ its tests are skipped, in CI not
+cuda-on-cpu: $(VENV)/installed-for-tests
+	$(BIN)/python tests/cuda_on_cpu/build.py $(CUDA_ON_CPU) || [ "$$CI" != true ]
+
+# on a machine with a GPU: everything that only it can show, into gpu-check.md; elsewhere it says so, and exits with 3
+gpu-check: $(VENV)/installed-for-tests
+	@$(BIN)/python benchmarks/gpu_check.py gpu-check.md
 
 # every bug of the registry, planted; both write their figures into docs/mutants.md
 mutants: $(VENV)/installed-for-tests

@@ -1,6 +1,7 @@
 """The `refimpl` command: parse, call, print. No computation."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from refimpl.starts import (
     kernels_option,
     store_folder,
     store_option,
+    use_device,
     use_kernels,
     use_threads,
 )
@@ -64,7 +66,7 @@ def commands() -> None:
 def train(
     preset: str | None, config_file: Path | None, data_path: str | None, vocabulary: str | None, store: Path | None,
     assignments: tuple[str, ...], out: Path | None, resume: bool, time_limit: float | None, on_nonfinite: str | None,
-    dry_run: bool, kernels: str, threads: int | None, as_json: bool,
+    dry_run: bool, kernels: str, threads: int | None, device: str, as_json: bool,
 ) -> None:
     """Train a model; Ctrl-C stops with a checkpoint.
 
@@ -79,7 +81,7 @@ def train(
 
     if on_nonfinite:
         assignments = (*assignments, f"train.on_nonfinite={on_nonfinite}")
-    request = jobs.Request(preset, config_file, data_path, vocabulary, assignments, out, store_folder(store))
+    request = jobs.Request(preset, config_file, data_path, vocabulary, assignments, out, store_folder(store), device)
     use_threads(threads)
     if dry_run:
         result = jobs.dry_run(request)
@@ -87,7 +89,7 @@ def train(
         return
     if time_limit is not None and not math.isfinite(time_limit):
         raise InputError(f"--time-limit: expected a finite number of seconds, got {time_limit}")
-    run, unit, evaluate = jobs.open_run(request, resume)
+    run, unit, evaluate = jobs.open_run(replace(request, place=use_device(device)), resume)
     _tell_passed_over(run.saved.passed_over, str(run.saved.path))
     run.time_limit = time_limit
     later = jobs.later_shortage(run.saved)
@@ -115,7 +117,8 @@ def train(
 @as_json
 def evaluate(
     run: Path, data_path: str | None, store: Path | None, split: str, protocol: str, streams: int | None, block: int | None,
-    past: int | None, clamp: int | None, which: str, yardsticks: bool, kernels: str, threads: int | None, as_json: bool,
+    past: int | None, clamp: int | None, which: str, yardsticks: bool, kernels: str, threads: int | None, device: str,
+    as_json: bool,
 ) -> None:
     """Score a split of the text, with a 95 % interval, by a run's newest checkpoint or another one.
 
@@ -128,7 +131,7 @@ def evaluate(
     from refimpl import console, results
 
     how = results.HowToScore(protocol, streams, block, past, clamp)
-    result = results.evaluate_run(run, data_path, store_folder(store), split, how, yardsticks, which)
+    result = results.evaluate_run(run, data_path, store_folder(store), split, how, yardsticks, which, use_device(device))
     _tell_passed_over(result["passed_over"], result["checkpoint"])
     console.show(result, console.evaluation_text(result), as_json)
 
@@ -146,7 +149,7 @@ def evaluate(
 @as_json
 def generate(
     run: Path, given: tuple[str, ...], prompts_file: Path | None, length: int, temperature: float, top_k: int, seed: int,
-    which: str, kernels: str, threads: int | None, as_json: bool,
+    which: str, kernels: str, threads: int | None, device: str, as_json: bool,
 ) -> None:
     """Write text with a run's model. Of several prompts, number i goes on as it would alone with a seed higher by i.
 
@@ -159,7 +162,7 @@ def generate(
     from refimpl import console, results
 
     prompts = results.read_prompts(given, prompts_file)
-    passages = results.generate(run, prompts, length, temperature, top_k, seed, which)
+    passages = results.generate(run, prompts, length, temperature, top_k, seed, which, use_device(device))
     _tell_passed_over(passages.saved.passed_over, str(passages.saved.path))
     console.write_passages(passages.prompts, passages.pieces, length, str(passages.saved.path), as_json)
 
@@ -169,22 +172,28 @@ def generate(
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
 @click.option("--set", "assignments", multiple=True, metavar="TABLE.KEY=VALUE", help="Override one setting; repeatable.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns that medians are taken of.")
+@click.option("--ledger", is_flag=True, help="Measure nothing: what an update asks of a GPU, and a bound of its time there.")
 @computing_options
 @as_json
 def bench(
-    preset: str | None, config_file: Path | None, assignments: tuple[str, ...], repeats: int, kernels: str,
-    threads: int | None, as_json: bool,
+    preset: str | None, config_file: Path | None, assignments: tuple[str, ...], repeats: int, ledger: bool, kernels: str,
+    threads: int | None, device: str, as_json: bool,
 ) -> None:
     """Measure how fast this machine trains and writes with a model.
 
     \b
     refimpl bench --preset enwik8-all-attention-small --set train.batch=1 --json
     """
-    use_kernels(kernels)
-    use_threads(threads)
     from refimpl import console, jobs
 
-    result = jobs.bench(jobs.Request(preset, config_file, None, None, assignments, None, store_folder()), repeats)
+    if ledger:
+        result = jobs.ledger(jobs.Request(preset, config_file, None, None, assignments, None, store_folder()))
+        console.show(result, console.ledger_text(result), as_json)
+        return
+    use_kernels(kernels)
+    use_threads(threads)
+    request = jobs.Request(preset, config_file, None, None, assignments, None, store_folder(), device, use_device(device))
+    result = jobs.bench(request, repeats)
     console.show(result, console.bench_text(result), as_json)
 
 

@@ -28,7 +28,7 @@ def attention(p: Mapping[str, Any], name: str, config: ModelConfig, size: int, h
     logits = (product[..., :size] + queries @ p["positions"][:size].flip(0).T) / math.sqrt(width)
     logits = torch.cat([logits, queries @ p[f"{name}.memory_keys"].mT], -1)
     weights = torch.softmax(logits, -1)
-    distance = torch.arange(size - 1, -1, -1, dtype=h.dtype)
+    distance = torch.arange(size - 1, -1, -1, dtype=h.dtype, device=h.device)
     mask = ((config.span_ramp + config.span * p[f"{name}.span"][:, None, None] - distance) / config.span_ramp).clamp(0, 1)
     seen = weights[..., :size] * mask
     weights = torch.cat([seen, weights[..., size:]], -1)
@@ -65,12 +65,21 @@ class Torch:
         self._optimizer = torch.optim.Adagrad([{"params": [tensor]} for tensor in self._p.values()], eps=1e-10,
                                               initial_accumulator_value=update.SQUARES)
 
+    def move(self, device: str) -> None:
+        """Parameters, accumulators and what is given to a device, on which updates are computed from then on."""
+        for name, tensor in self._p.items():
+            tensor.data = tensor.data.to(device)
+            self._first[name] = self._first[name].to(device)
+            self._optimizer.state[tensor]["sum"] = self._optimizer.state[tensor]["sum"].to(device)
+        self._given = tuple(tensor.to(device) for tensor in self._given)
+
     def run(self) -> float:
         """Seconds of one update."""
         with torch.no_grad():
             for name, tensor in self._p.items():
                 tensor.copy_(self._first[name])
                 self._optimizer.state[tensor]["sum"].fill_(update.SQUARES)
+        self._wait()
         start = time.perf_counter()
         self._optimizer.zero_grad()
         with torch.no_grad():
@@ -84,16 +93,21 @@ class Torch:
         with torch.no_grad():
             for layer in range(self._config.layers):
                 self._p[f"layers.{layer}.attention.span"].clamp_(0, 1)
+        self._wait()
         seconds = time.perf_counter() - start
         self._told = {"loss": loss, "span penalty": penalty, "past": past}
         return seconds
+
+    def _wait(self) -> None:
+        if self._given[0].is_cuda:
+            torch.cuda.synchronize()
 
     def results(self) -> dict[str, Any]:
         """Of the first update."""
         self.run()
         told = self._told | {f"updated {name}": tensor for name, tensor in self._p.items()}
         told |= {f"gradient of {name}": tensor.grad for name, tensor in self._p.items()}
-        return {name: tensor.detach().numpy() for name, tensor in told.items()}
+        return {name: tensor.detach().cpu().numpy() for name, tensor in told.items()}
 
 
 def eager(settings: Mapping[str, Any]) -> Torch:

@@ -1,16 +1,18 @@
 """The one array module: which library an array belongs to, host and device, random streams, worker threads.
 
-The only file that names CuPy. CuPy is never imported here: an array that came from it has imported it already.
+The only file that names CuPy. It is imported when a device is asked for by name; whoever holds one of its arrays has it.
 """
 
 import math
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, copy_context
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
@@ -22,6 +24,8 @@ from refimpl.errors import InputError
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: there is no common type that both declare
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Place: TypeAlias = Callable[[Array], Array]  # moves an array to where a command computes
+KERNELS = Path(__file__).parent / "kernels"
 
 
 def is_device(array: Array) -> bool:
@@ -53,6 +57,36 @@ def module_of_device() -> ModuleType:
     return sys.modules["cupy"]
 
 
+def import_device_library() -> ModuleType:
+    """CuPy, imported now. Raises ImportError if it is not there or does not load."""
+    import cupy
+
+    return cupy  # type: ignore[no-any-return]
+
+
+def has_kernels(array: Array) -> bool:
+    """Whether the array is where kernels/*.cu can be run, and of their dtypes."""
+    return is_device(array) and array.dtype.char in "fd" and bool(array.size) and hasattr(module_of_device(), "RawKernel")
+
+
+def kernel(file: str, name: str, dtype: Any) -> Callable[..., None]:
+    """The function `name` of kernels/FILE.cu with float or double for REAL: f(grid, block, arguments), on this device."""
+    return _kernel(file, name, np.dtype(dtype).char, module_of_device().cuda.Device().id)
+
+
+def kernel_source(file: str) -> str:
+    """kernels/FILE.cu, with what it includes in its place: libraries that keep compiled kernels look at no other file."""
+    text = (KERNELS / f"{file}.cu").read_text(encoding="utf-8")
+    return re.sub(r'^#include "(\w+)\.cu"$', lambda found: kernel_source(found[1]), text, flags=re.M)
+
+
+@cache
+def _kernel(file: str, name: str, kind: str, device: int) -> Callable[..., None]:
+    # products and sums rounded one by one, as NumPy does it: a span's kinks stay where they are
+    options = (f"-DREAL={'double' if kind == 'd' else 'float'}", "--fmad=false")
+    return module_of_device().RawKernel(kernel_source(file), name, options=options)  # type: ignore[no-any-return]
+
+
 def to_host(array: Array) -> Array:
     """A NumPy array with the same values; the array itself if it is one already. Waits for the device."""
     return array.get() if is_device(array) else array
@@ -61,6 +95,12 @@ def to_host(array: Array) -> Array:
 def to_library_of(reference: Array, array: Array) -> Array:
     """`array` moved to where `reference` lives; the array itself if it is there already."""
     return module_of(reference).asarray(to_host(array)) if is_device(reference) != is_device(array) else array
+
+
+def wait(array: Array) -> None:
+    """Returns when all that was asked of the array's device is done."""
+    if is_device(array):
+        module_of_device().cuda.Device().synchronize()
 
 
 def real_dtype(dtype: Any) -> np.dtype[Any]:
@@ -88,7 +128,12 @@ def diagonals(product: Array, size: int) -> Array:
 
 def random_stream(seed: int, purpose: str, *indices: int) -> np.random.Generator:
     """Host random numbers that depend on seed, purpose and indices alone, not on what was drawn before."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *indices])))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, purpose_number(purpose), *indices])))
+
+
+def purpose_number(purpose: str) -> int:
+    """The number that a stream's seed has of its purpose."""
+    return zlib.crc32(purpose.encode())
 
 
 def quiet() -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refimpl import __version__, durable, optimizers
-from refimpl.arrays import Array, to_host
+from refimpl.arrays import Array, Place, is_device, to_host
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import InputError
 from refimpl.parameters import Parameters, specification
@@ -42,6 +42,16 @@ class Checkpoint:
     vocabulary: dict[str, Any] | None = None
     path: Path | None = None
     passed_over: list[str] = field(default_factory=list)
+
+    def move(self, place: Place) -> None:
+        """Moves parameters, accumulators and past to where a command computes."""
+        self.parameters = self.parameters.with_vector(place(self.parameters.vector))
+        for kind, accumulated in self.optimizer.accumulators.items():
+            self.optimizer.accumulators[kind] = accumulated.with_vector(place(accumulated.vector))
+        if is_device(self.parameters.vector):
+            self.optimizer.scratch = {}  # a step there needs none
+        if self.past is not None:
+            self.past = place(self.past)
 
 
 def write_files(folder: Path, saved: Checkpoint) -> None:

@@ -86,6 +86,19 @@ def bench_text(result: Mapping[str, Any]) -> str:
     return "\n".join((table(rows), table(told), f"{result['processor']}; {result['blas']}; NumPy {result['numpy']}"))
 
 
+def ledger_text(result: Mapping[str, Any]) -> str:
+    """An update's parts, what is sent, and the bounds by device."""
+    rows: list[tuple[str, ...]] = [(f"{result['name']}, one update", "products", "GFLOP", "MB read", "MB written")]
+    for name, entry in {**result["parts"], "all": result["total"]}.items():
+        numbers = entry["operations"] / 1e9, entry["read"] / 1e6, entry["written"] / 1e6
+        rows.append((name, f"{entry['products']}", *(f"{number:,.1f}" for number in numbers)))
+    told = [("sent to the device", f"{result['sent_bytes']:,} bytes, the tokens"), ("read back, waited for", "nothing")]
+    bounds = [(f"bound, {name}", f"{1e3 * seconds:,.2f} ms, {result['tokens_per_update'] / seconds:,.0f} tokens/s at most")
+              for name, seconds in result["seconds"].items()]
+    notes = "\n".join(result["sources"].values())
+    return "\n".join((table(rows), table(told), table(bounds), f"A bound is {result['bound']}.", notes))
+
+
 def evaluation_text(result: Mapping[str, Any]) -> str:
     """A model's score in the units of its vocabulary, each with its interval, how it was measured, then the yardsticks."""
     unit, interval = result["unit"], result["interval"] or {}

@@ -10,7 +10,7 @@ from refimpl.config import ModelConfig
 from refimpl.errors import InputError, NonFiniteError
 from refimpl.inputs import initial_past
 from refimpl.training import Segment
-from refimpl.variants import attention_core, attention_path
+from refimpl.variants import core_for
 
 
 class StoppedError(Exception):
@@ -75,7 +75,7 @@ def evaluate(
         past = initial_past(config, rows, like) if block.restart else past[:, :rows]
         inputs, targets = (to_library_of(like, array) for array in (block.tokens, block.targets))
         with quiet():
-            core = attention_core(attention_path("auto", config, *inputs.shape), like)
+            core = core_for("auto", config, inputs, like)
             out = model.forward(p, config, inputs, targets, past, core=core)
         past, size = out.past, block.targets.size
         cells.append(intervals.cells_of(to_host(out.token_loss)))

@@ -67,6 +67,9 @@ def _verdict(error: Exception) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         hint = " (--help shows an example)" if isinstance(error, click.UsageError) else ""
         return error.format_message() + hint, USAGE
+    if isinstance(error, MemoryError) and type(error).__module__.startswith("cupy"):
+        return (f"the GPU's memory is full: {error}; reduce train.batch or train.block, or model.span; a run's newest "
+                "checkpoint is whole, and --resume goes on from it"), USAGE
     if isinstance(error, InputError | OSError | MemoryError):
         return str(error) or "not enough memory", USAGE
     return f"a bug in refimpl, {type(error).__name__}: {error} (--debug shows where)", BUG

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refimpl import accounting, checkpoint, locks, ram, room, runs, settings
+from refimpl.arrays import Place
 from refimpl.bench import bench as measure
 from refimpl.blas import this_machine
 from refimpl.config import DataConfig, TrainConfig
 from refimpl.datasets.batches import Batches
 from refimpl.datasets.corpus import Corpus, open_corpus, with_defaults
 from refimpl.datasets.published import ITEMS
+from refimpl.device.ledger import ledger as count
+from refimpl.device.opening import on_host
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation
 from refimpl.protocols import settle
@@ -33,6 +36,8 @@ class Request:
     assignments: tuple[str, ...]
     out: Path | None
     store: Path
+    device: str = "cpu"
+    place: Place = on_host
 
 
 class Opened(NamedTuple):
@@ -65,7 +70,15 @@ def bench(request: Request, repeats: int) -> dict[str, Any]:
     tables["model"].setdefault("vocabulary", BYTES)
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
     processor = this_machine(request.store).processor
-    return {"name": _name(request), "processor": processor, **measure(config, train_config, repeats)}
+    return {"name": _name(request), "processor": processor, **measure(config, train_config, repeats, request.place)}
+
+
+def ledger(request: Request) -> dict[str, Any]:
+    """The result of `bench --ledger`: what an update asks of a GPU."""
+    tables = _given(request)
+    tables["model"].setdefault("vocabulary", BYTES)
+    config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
+    return {"name": _name(request), **count(config, train_config)}
 
 
 def open_run(request: Request, resume: bool) -> Opened:
@@ -88,9 +101,11 @@ def open_run(request: Request, resume: bool) -> Opened:
     config = settings.model_config({**tables["model"], "vocabulary": size})
     batches = _batches(corpus, train_config)
     _check_validation(corpus)
-    room.check(config, train_config, config.span_initial, ram.available())
+    if request.device == "cpu":
+        room.check(config, train_config, config.span_initial, ram.available())
+    _check_device(request, train_config)
     run = runs.begin(folder, config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256)
-    return _opened(run, corpus)
+    return _opened(run, corpus, request)
 
 
 def later_shortage(saved: checkpoint.Checkpoint) -> str:
@@ -128,12 +143,18 @@ def _gone_on_with(request: Request, folder: Path) -> Opened:
         runs.changed(saved, data, given)
     else:
         saved = checkpoint.load(folder)
-        room.check(saved.config, saved.train_config, _longest_span(saved), ram.available())
+        if request.device == "cpu":
+            room.check(saved.config, saved.train_config, _longest_span(saved), ram.available())
         data = _absolute(run_data(folder, saved, request.data_path))
         runs.changed(saved, data, given)
         corpus = open_corpus(data, request.store, vocabulary_of(saved))
         batches = _batches(corpus, saved.train_config)
-    return _opened(runs.resume(folder, saved, given, data, batches, corpus.sha256), corpus)
+    _check_device(request, runs.changed(saved, data, given))
+    before = saved.progress.get("computing", {}).get("device", "cpu")
+    run = runs.resume(folder, saved, given, data, batches, corpus.sha256)
+    if before != request.device:
+        run.moved = "; ".join(filter(None, (run.moved, f"device {before} before, {request.device} now")))
+    return _opened(run, corpus, request)
 
 
 def _before_the_first_checkpoint(
@@ -156,6 +177,12 @@ def _batches(corpus: Corpus, train_config: TrainConfig) -> Batches:
     return Batches(corpus.train, train_config.batch, train_config.block, train_config.seed)
 
 
+def _check_device(request: Request, train_config: TrainConfig) -> None:
+    if request.device != "cpu" and train_config.on_nonfinite == "skip":
+        raise InputError(f"train.on_nonfinite: expected stop with --device {request.device}, where no update waits to be "
+                         "looked at, got skip")
+
+
 def _longest_span(saved: checkpoint.Checkpoint) -> float:
     """The largest ρ of all heads, 1 where spans are fixed."""
     rho = [saved.parameters[f"layers.{layer}.attention.span"] for layer in range(saved.config.layers)
@@ -163,8 +190,11 @@ def _longest_span(saved: checkpoint.Checkpoint) -> float:
     return max(float(each.max()) for each in rho) if rho else 1.0
 
 
-def _opened(run: runs.Run, corpus: Corpus) -> Opened:
+def _opened(run: runs.Run, corpus: Corpus, request: Request) -> Opened:
     saved = run.saved
+    saved.move(request.place)
+    if request.device != "cpu":
+        saved.progress["computing"]["device"] = request.device
 
     def validate(stop: Callable[[], bool]) -> Evaluation:
         start = corpus.valid[: saved.train_config.evaluate_tokens or None]

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from refimpl.arrays import Array, module_of, random_stream, to_library_of
+from refimpl.arrays import Array, is_device, module_of, purpose_number, random_stream, to_library_of
+from refimpl.device.randomness import keep_mask
 
 PER_COUNT = 8  # numbers of 32 bits that Philox makes of one value of its counter
 TOGETHER = 65536  # numbers drawn at once, most
@@ -28,7 +29,11 @@ class Mask(NamedTuple):
     rate: float
 
     def whole(self, like: Array) -> Array:
-        """All of it, in the library of `like`."""
+        """All of it, in the library of `like`; the same bits, wherever they are drawn."""
+        if is_device(like):
+            entropy = self.seed, purpose_number(self.purpose), self.update
+            drawn = keep_mask(entropy, self.first_row, self.rows, math.prod(self.shape), self.least, like)
+            return drawn.reshape(self.rows, *self.shape)
         keep = module_of(like).empty((self.rows, *self.shape), bool)
         for number in range(self.rows):
             keep[number] = to_library_of(like, self.row(number).part(0, math.prod(self.shape)).reshape(self.shape))
@@ -36,9 +41,18 @@ class Mask(NamedTuple):
 
     def row(self, number: int) -> "Row":
         """That of one row of the batch."""
-        bits = random_stream(self.seed, f"dropout {self.name}", self.update, self.first_row + number).bit_generator
-        # of the numbers k / 2^24 in [0, 1) that 32 bits make in float32, those are kept that are not below the rate
-        return Row(bits, dict(bits.state), math.ceil(float(np.float32(self.rate)) * 2**24) * 2**8, self.shape)
+        bits = random_stream(self.seed, self.purpose, self.update, self.first_row + number).bit_generator
+        return Row(bits, dict(bits.state), self.least, self.shape)
+
+    @property
+    def purpose(self) -> str:
+        """What its streams are named by."""
+        return f"dropout {self.name}"
+
+    @property
+    def least(self) -> int:
+        """Of the numbers k / 2^24 in [0, 1) that 32 bits make in float32, those are kept that are not below the rate."""
+        return math.ceil(float(np.float32(self.rate)) * 2**24) * 2**8
 
 
 class Row(NamedTuple):

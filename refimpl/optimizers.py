@@ -4,6 +4,7 @@ Everything happens in place; beyond the accumulators there are two scratch vecto
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from refimpl.arrays import Array, module_of
 from refimpl.config import TrainConfig
@@ -18,6 +19,7 @@ class State:
 
     clipped: the share of tensors that the last update clipped; of all together 0 or 1. skipped: how many of the updates
     changed nothing, as they were not finite, and how many of them the last ones in a row.
+    On a GPU, device: what a step keeps there; windows: how far heads reach, kept on the host.
     """
 
     updates: int
@@ -26,6 +28,8 @@ class State:
     clipped: Array | float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    device: Any = None
+    windows: Any = None
 
     @property
     def steps(self) -> int:

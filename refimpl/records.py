@@ -77,11 +77,13 @@ def of_update(
     record = {
         "update": number, "updates": now.updates, "loss": loss, "bits": loss / math.log(2),
         "span_penalty": float(result.span_penalty), "gradient_norm": float(result.gradient_norm),
-        "clipped": sum(float(share) for share in clipped) / len(clipped),
         "learning_rate": result.learning_rate, "tokens": saved.progress["tokens"],
         "tokens_per_second": pace * now.batch * now.block, "seconds": saved.progress["seconds"],
         "seconds_left": max(0.0, left), **saved.progress["computing"],
     }
+    share = sum(float(share) for share in clipped) / len(clipped)
+    if not math.isnan(share):
+        record["clipped"] = share
     if saved.optimizer.skipped:
         record["skipped"] = saved.optimizer.skipped
     if config.adaptive_span:

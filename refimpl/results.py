@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl import checkpoint, generation, intervals, protocols, settings
-from refimpl.arrays import Array
+from refimpl.arrays import Array, Place
 from refimpl.checkpoint import Checkpoint
 from refimpl.config import DataConfig, ModelConfig
 from refimpl.datasets.batches import every_token_once, published_blocks, transformer_xl_blocks
 from refimpl.datasets.corpus import Corpus, open_corpus
 from refimpl.datasets.vocabulary import Tokens, Vocabulary
 from refimpl.datasets.yardsticks import yardsticks
+from refimpl.device import opening
+from refimpl.device.opening import on_host
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation, evaluate, until
 from refimpl.parameters import Parameters
@@ -45,10 +47,11 @@ class HowToScore(NamedTuple):
 
 def evaluate_run(
     path: Path, data_path: str | None, store: Path, split: str, how: HowToScore, with_yardsticks: bool,
-    which: str = "latest",
+    which: str = "latest", place: Place = on_host,
 ) -> dict[str, Any]:
     """The result of `eval`: losses of a split in every unit that applies, what they were measured on, and how."""
     saved = checkpoint.load(path, which)
+    saved.move(place)
     corpus = _corpus(saved, run_data(path, saved, data_path), store, data_path is not None)
     tokens, unit = getattr(corpus, split), unit_of(corpus.vocabulary)
     name, *given = how
@@ -112,10 +115,12 @@ class Passages(NamedTuple):
 
 
 def generate(
-    path: Path, prompts: Sequence[str], count: int, temperature: float, top_k: int, seed: int, which: str = "latest"
+    path: Path, prompts: Sequence[str], count: int, temperature: float, top_k: int, seed: int, which: str = "latest",
+    place: Place = on_host,
 ) -> Passages:
     """Text from a run's model. Without a prompt it begins after a line's end. Raises InputError for unknown symbols."""
     saved = checkpoint.load(path, which)
+    saved.move(place)
     vocabulary = vocabulary_of(saved)
     tokens = [_encoded(vocabulary, prompt) for prompt in prompts] or [_line_start(vocabulary)]
     block = saved.train_config.block
@@ -208,7 +213,6 @@ def unit_of(vocabulary: Vocabulary) -> str:
 def describe_installation(kernels: str, store: Path) -> dict[str, Any]:
     """The result of `info`: versions, cores, matrix library and the kernels that commands will use, GPU library, presets."""
     import platform
-    from importlib.util import find_spec
 
     from refimpl import __version__, blas
     from refimpl.arrays import available_cores, blas_libraries
@@ -219,6 +223,6 @@ def describe_installation(kernels: str, store: Path) -> dict[str, Any]:
         "refimpl": __version__, "python": platform.python_version(), "numpy": np.__version__,
         "cores": str(available_cores()), "blas": libraries or ["unknown"],
         "kernels": blas.choose(kernels, blas.this_machine(store)).reason,
-        "gpu": "CuPy is installed" if find_spec("cupy") else "CuPy is not installed (extras cuda12, cuda13)",
+        "gpu": opening.report(),
         "presets": settings.preset_names(),
     }

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from refimpl import records, training
 from refimpl.checkpoint import Checkpoint
+from refimpl.device import optimizer
 from refimpl.errors import NonFiniteError, OutsideError
 from refimpl.evaluation import Evaluation, StoppedError
 from refimpl.records import Record
@@ -84,6 +85,7 @@ def _advance(run: Run, result: training.Result, clock: records.Clock) -> None:
 
 def _save(run: Run, log: TextIO, tally: records.Tally, training_goes_on: bool) -> None:
     """A checkpoint of this update, once the step before it has proved good; the log up to it is on the disk first."""
+    optimizer.check(run.saved.optimizer)
     if tally.good is not None:
         training.check_finite(run.saved.parameters, run.saved.config, tally.good)
     os.fsync(log.fileno())

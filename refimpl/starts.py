@@ -16,6 +16,8 @@ kernels_option = click.option(
     help="OpenBLAS's kernels: the fastest by a measurement that is remembered, its own choice, or these.")
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Threads of BLAS and workers.  [default: the cores that may be used]")
+device_option = click.option("--device", default="cpu", show_default=True, metavar="cpu|gpu|gpu:N",
+                             help="Where to compute; `refimpl info` tells whether a GPU is usable.")
 store_option = click.option("--store", type=click.Path(path_type=Path), default=None, envvar="REFIMPL_STORE",
                             help="Where encoded texts are kept.  [default: the user's cache folder]")
 
@@ -42,7 +44,7 @@ data_options = options(
 checkpoint_option = click.option(
     "--checkpoint", "which", default="latest", show_default=True, metavar="latest|best|NAME",
     help="Which of a run's checkpoints: the newest whole one, the best by validation, or a folder's name.")
-computing_options = options(kernels_option, threads_option)
+computing_options = options(kernels_option, threads_option, device_option)
 
 
 def store_folder(given: Path | None = None) -> Path:
@@ -56,6 +58,13 @@ def use_threads(count: int | None) -> None:
     from refimpl.arrays import limit_threads
 
     click.get_current_context().with_resource(limit_threads(count))
+
+
+def use_device(name: str) -> Callable[[Any], Any]:
+    """What moves an array to where the rest of the command computes. Raises InputError if there is no such device."""
+    from refimpl.device import opening
+
+    return opening.opened(name)
 
 
 def use_kernels(asked: str, store: Path | None = None) -> None:

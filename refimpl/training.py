@@ -1,17 +1,19 @@
 """One update, and the loop around it."""
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
 
 from refimpl import model, optimizers
 from refimpl.arena import Arena, lent, returned
-from refimpl.arrays import Array, available_cores, map_in_threads, module_of, quiet, to_library_of
+from refimpl.arrays import Array, available_cores, is_device, map_in_threads, module_of, quiet, to_library_of
 from refimpl.config import ModelConfig, TrainConfig
+from refimpl.device import optimizer, windows
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import keep_masks
 from refimpl.parameters import Parameters
-from refimpl.variants import attention_core, attention_path
+from refimpl.variants import core_for
 
 Part = TypeVar("Part")
 SKIPS_IN_A_ROW = 100  # a model that recovers does so within a few updates; one that does not must not burn a week
@@ -63,8 +65,12 @@ def update(
     With several workers each takes some rows of the batch; gradients are added in the order of the rows, so results are
     the same bits for the same number of workers, however many threads they take turns on. Raises NonFiniteError, before p
     or state change, if the loss or a gradient is not finite; the message names the first such tensor. With
-    on_nonfinite = "skip" such an update only counts, SKIPS_IN_A_ROW times in a row at most, and the past is emptied.
+    on_nonfinite = "skip" such an update only counts, SKIPS_IN_A_ROW times in a row at most, and the past is emptied. On a
+    GPU there is one worker, nothing is read back, and such an update changes nothing: `device.optimizer.check(state)` raises
+    for it.
     """
+    if is_device(p.vector):
+        return _update_on_device(p, state, config, train_config, tokens, targets, past)
     number = state.updates + 1
     lent_p, lent_past = p.with_vector(lent(p.vector)), lent(past)
 
@@ -102,6 +108,20 @@ def _skipped(p: Parameters, state: optimizers.State, train_config: TrainConfig, 
     return result._replace(past=past, learning_rate=optimizers.learning_rate(train_config, number))
 
 
+def _update_on_device(
+    p: Parameters, state: optimizers.State, config: ModelConfig, train_config: TrainConfig, tokens: Array, targets: Array,
+    past: Array,
+) -> Result:
+    """The same on a GPU: in one part, and without waiting for what comes of it."""
+    number, state.clipped = state.updates + 1, math.nan  # how much is clipped the step's kernel does not tell
+    state.windows = windows.kept(state.windows, p, train_config, number)
+    core = core_for(train_config.attention, config, tokens, p.vector)
+    masks = keep_masks(config, len(tokens), tokens.shape[1], train_config.seed, number)
+    out, g = model.loss_and_gradients(p, config, tokens, targets, past, masks, windows.narrowed(core, state.windows))
+    norm, rate = optimizer.update(p, g, state, train_config, out.loss), optimizers.learning_rate(train_config, number)
+    return Result(out.loss, out.span_penalty, out.past, norm, rate, tokens, targets)
+
+
 def score(
     p: Parameters, config: ModelConfig, train_config: TrainConfig, tokens: Array, targets: Array, past: Array, number: int,
     rows: slice,
@@ -115,7 +135,7 @@ def _on_rows(
     targets: Array, past: Array, number: int, rows: slice,
 ) -> Part:
     masks = keep_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, rows.start)
-    core = attention_core(attention_path(train_config.attention, config, *tokens.shape), p.vector)
+    core = core_for(train_config.attention, config, tokens, p.vector)
     return function(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
 
 
@@ -135,7 +155,7 @@ def check_finite(p: Parameters, config: ModelConfig, result: Result) -> None:
 
     update() looks at the loss before its step; before a checkpoint is written the step must have been a good one.
     """
-    xp, core = module_of(p.vector), attention_core(attention_path("auto", config, *result.tokens.shape), p.vector)
+    xp, core = module_of(p.vector), core_for("auto", config, result.tokens, p.vector)
     with quiet():
         for row in range(len(result.tokens)):  # one at a time: all at once would take as much memory again as an update
             rows = slice(row, row + 1)
@@ -152,7 +172,8 @@ def run(
     """Updates until state.updates is train_config.updates, one segment each; yields every update's result.
 
     A segment has .tokens and .targets (B, T) and .restart: whether the past is emptied before it. `past` goes with the first
-    segment. After a yield, p, state and the result's past are what a checkpoint needs to go on from there.
+    segment. On a GPU it is read back every log_every updates whether all were finite. After a yield, p, state and the
+    result's past are what a checkpoint needs to go on from there.
     """
     arena = Arena()
     while state.updates < train_config.updates:
@@ -163,6 +184,7 @@ def run(
         with arena:
             result = update(p, state, config, train_config, tokens, targets, past)
         past = result.past
+        optimizer.check_when_logged(state, train_config)
         yield result
 
 

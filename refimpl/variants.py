@@ -3,10 +3,9 @@
 from functools import partial
 from types import ModuleType
 
-import numpy as np
-
-from refimpl.arrays import Array, module_of
+from refimpl.arrays import Array, is_device
 from refimpl.config import ModelConfig
+from refimpl.device import attention as device_attention
 from refimpl.layers import (
     adaptive_softmax,
     attention,
@@ -42,10 +41,18 @@ def attention_path(name: str, config: ModelConfig, batch: int, block: int) -> st
 def attention_core(name: str, *arrays: Array) -> ModuleType:
     """"textbook": every intermediate kept; "tiled": the same function, for training, in little memory.
 
-    Tiles are made for NumPy's real arrays: where one is complex or on a GPU, the textbook computes under either name.
+    Tiles are made for real arrays, on a GPU by kernels of its own: where one is complex, the textbook computes under either
+    name.
     """
-    fit = all(module_of(array) is np and array.dtype.kind != "c" for array in arrays)
-    return tiled_attention if name == "tiled" and fit else attention
+    if name != "tiled" or any(array.dtype.kind == "c" for array in arrays):
+        return attention
+    return device_attention if any(map(is_device, arrays)) else tiled_attention
+
+
+def core_for(name: str, config: ModelConfig, tokens: Array, like: Array) -> ModuleType:
+    """The attention of this name for tokens (B, T) and parameters like these; "auto" is on a GPU always the tiled one."""
+    path = "tiled" if name == "auto" and is_device(like) else attention_path(name, config, *tokens.shape)
+    return attention_core(path, like)
 
 
 def softmax_core(core: ModuleType) -> ModuleType:

@@ -34,7 +34,7 @@ def test_rates_are_amounts_by_seconds(one_second_each):
 
 def test_the_first_turn_is_not_counted(monkeypatch, one_second_each):
     turns = iter([50.0, 1.0, 3.0, 8.0])
-    monkeypatch.setattr(bench, "_addition", lambda: next(turns))
+    monkeypatch.setattr(bench, "_addition", lambda place: next(turns))
     monkeypatch.setattr(bench, "_generation", lambda *_: iter([50.0, 1.0, 3.0, 8.0]).__next__)
     result = bench.bench(CONFIG, TRAIN, 3)
     assert result["seconds"]["token"] == {"median": 3.0, "least": 1.0, "largest": 8.0}

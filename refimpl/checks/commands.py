@@ -4,6 +4,7 @@ import click
 
 from refimpl import exits
 from refimpl.exits import debug_option
+from refimpl.starts import device_option, use_device
 
 
 def _directions(context: click.Context, parameter: click.Parameter, value: str) -> str | int:
@@ -27,10 +28,12 @@ def _directions(context: click.Context, parameter: click.Parameter, value: str) 
               help="Block, head width and number of vectors.")
 @click.option("--directions", callback=_directions, metavar="full|K", default="full", show_default=True,
               help="Every element of every argument, or so many random directions.")
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print a relative error and a verdict for each gradient as JSON.")
 @debug_option
 def gradcheck(
-    what: str | None, mine: str | None, method: str, dtype: str, seed: int, size: int, directions: str | int, as_json: bool
+    what: str | None, mine: str | None, method: str, dtype: str, seed: int, size: int, directions: str | int, device: str,
+    as_json: bool,
 ) -> None:
     """Hold hand-written gradients against numerical derivatives.
 
@@ -52,9 +55,9 @@ def gradcheck(
         came = "neither" if what is None else "both"
         raise InputError(f"gradcheck: expected a name (`all` for everything) or --mine, got {came}")
     checks = run.select(what) if what is not None else [run.mine(str(mine))]
-    options = run.Options(method, dtype, seed, size, directions)
+    options = run.Options(method, dtype, seed, size, directions, device)
     outcomes = []
-    for outcome in run.run(checks, options):
+    for outcome in run.run(checks, options, use_device(device)):
         outcomes.append(outcome)
         if not as_json:
             click.echo(console.gradcheck_text(outcome.check.kind, outcome.check.name, outcome.report))

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from refimpl import model, parameters
-from refimpl.arrays import Array, random_stream
+from refimpl.arrays import Array, random_stream, to_library_of
 from refimpl.checks.pairs import Pair, Stream
 from refimpl.config import ModelConfig
 from refimpl.functions import FUNCTIONS, TILED, Function, Results
@@ -72,14 +72,16 @@ def of_model(config: ModelConfig, rng: Stream, block: int) -> Pair:
     inputs = {"tokens": tokens[2:], "targets": targets[2:], "past": past, **masks}
 
     def forward(function: Function, *given: Array) -> tuple[Results, Any]:
-        return function.forward(settings, {**inputs, **dict(zip(p, given, strict=True))})
+        there = {name: to_library_of(given[0], array) for name, array in inputs.items()}
+        return function.forward(settings, {**there, **dict(zip(p, given, strict=True))})
 
     def value(*given: Array) -> Any:
         outputs, _ = forward(textbook, *given)
         return (outputs["token_loss"] * weights.astype(given[0].real.dtype)).sum() + outputs["span_penalty"]
 
     def vjp(function: Function, dy: Any, *given: Array) -> tuple[Array, ...]:
-        gradients = function.backward({"token_loss": weights.astype(given[0].dtype)}, forward(function, *given)[1])
+        cotangent = to_library_of(given[0], weights.astype(given[0].dtype))
+        gradients = function.backward({"token_loss": cotangent}, forward(function, *given)[1])
         return tuple(dy * gradients[name] for name in p)
 
     return Pair(value, partial(vjp, textbook), dict(p.items()), tiled=partial(vjp, TILED["model"]))

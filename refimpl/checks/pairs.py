@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.arrays import Array
+from refimpl.arrays import Array, to_library_of
 from refimpl.functions import FUNCTIONS, TILED, Function, Results
 
 Stream = np.random.Generator
@@ -38,7 +38,8 @@ def pair(
 
     def evaluate(function: Function, given: Sequence[Array]) -> tuple[Results, Any]:
         dtype = given[0].real.dtype
-        others = {key: array.astype(dtype) if array.dtype.kind == "f" else array for key, array in inputs.items()}
+        others = {key: to_library_of(given[0], array.astype(dtype) if array.dtype.kind == "f" else array)
+                  for key, array in inputs.items() if key not in arguments}
         return function.forward(settings, {**others, **dict(zip(arguments, given, strict=True))})
 
     def forward(*given: Array) -> Any:

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from refimpl import settings
-from refimpl.arrays import random_stream
+from refimpl.arrays import Array, Place, random_stream, to_host
 from refimpl.checks import attentions, models, pairs
 from refimpl.checks.pairs import Pair, with_tiles
 from refimpl.config import ModelConfig
+from refimpl.device.opening import on_host
 from refimpl.errors import CalledFailedError, InputError
 from refimpl.gradcheck import GradcheckError, Report, check_vjp
 
@@ -29,6 +32,7 @@ class Options(NamedTuple):
     seed: int = 0
     size: int = 3
     directions: str | int = "full"
+    device: str = "cpu"
 
 
 class Check(NamedTuple):
@@ -139,15 +143,30 @@ def _users(reference: str, function: Callable[[], Any]) -> Pair:
     return Pair(forward, vjp, arguments)
 
 
-def run(checks: Sequence[Check], options: Options) -> Iterator[Outcome]:
-    """Each check's outcome as soon as it is there. What a user's own functions raise becomes CalledFailedError."""
+def _placed(vjp: Callable[..., Any], place: Place) -> Callable[..., Any]:
+    """The vjp computed elsewhere, of host arrays."""
+    def there(dy: Any, *given: Array) -> tuple[Array, ...]:
+        return tuple(map(to_host, vjp(place(np.asarray(dy)), *map(place, given))))
+
+    return there
+
+
+def run(checks: Sequence[Check], options: Options, place: Place = on_host) -> Iterator[Outcome]:
+    """Each check's outcome as soon as it is there. What a user's own functions raise becomes CalledFailedError.
+
+    Gradients are computed on the device of `place`, the derivatives that they are held to on the host.
+    """
+    if place is not on_host and (options.dtype == "longdouble" or any(check.kind == "mine" for check in checks)):
+        raise InputError(f"--device {options.device}: expected float64 or float32 and functions of refimpl's own, got "
+                         f"{options.dtype if options.dtype == 'longdouble' else '--mine'}")
     for check in checks:
         pair = check.build(options)
         arguments = pair.arguments
         if check.kind != "mine":
             arguments = {name: array.astype(options.dtype) for name, array in arguments.items()}
         try:
-            report = check_vjp(pair.forward, pair.vjp, arguments, method=options.method, directions=options.directions,
+            vjp = pair.vjp if place is on_host else _placed(pair.vjp, place)
+            report = check_vjp(pair.forward, vjp, arguments, method=options.method, directions=options.directions,
                                kinks=pair.kinks, seed=options.seed, zeros=pair.zeros)
         except GradcheckError as error:
             raise InputError(f"{check.name}: {error}") from error

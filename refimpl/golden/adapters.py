@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from refimpl.arrays import Place, to_host
+from refimpl.device.opening import on_host
 from refimpl.errors import CalledFailedError, InputError
 from refimpl.functions import FUNCTIONS, TILED, Results, evaluate
 from refimpl.golden import exchange, processes
@@ -47,8 +49,9 @@ class Reference:
 
     functions: frozenset[str] | None = None
 
-    def __init__(self, attention: str = "textbook") -> None:
-        """attention: computed as the equations read, or "tiled"."""
+    def __init__(self, attention: str = "textbook", place: Place = on_host) -> None:
+        """attention: computed as the equations read, or "tiled"; on the device of `place`."""
+        self._place = place
         self.name, self._functions = {"textbook": ("refimpl", FUNCTIONS), "tiled": ("refimpl in tiles", TILED)}[attention]
 
     def answer(self, case: Stored, dtype: str) -> Answer:
@@ -57,10 +60,19 @@ class Reference:
             raise InputError(f"--dtype: refimpl itself computes in float64 and float32, got {dtype}")
         inputs = {name: array.astype(dtype) if array.dtype.kind == "f" else array for name, array in case.inputs.items()}
         try:
+            _check_ids(inputs)
+            inputs = {name: self._place(array) for name, array in inputs.items()}
             with np.errstate(all="ignore"):
-                return Answer("results", evaluate(case.entry["function"], case.entry["settings"], inputs, self._functions))
+                found = evaluate(case.entry["function"], case.entry["settings"], inputs, self._functions)
+            return Answer("results", {name: to_host(array) for name, array in found.items()})
         except (ValueError, IndexError) as error:
             return Answer("refused", {}, f"{type(error).__name__}: {error}")
+
+
+def _check_ids(inputs: Results) -> None:
+    """Refuses what a GPU does not look at: there token ids are held to be right."""
+    if {"tokens", "table"} <= inputs.keys() and inputs["tokens"].max(initial=0) >= len(inputs["table"]):
+        raise IndexError(f"tokens: expected ids below {len(inputs['table'])}, got {inputs['tokens'].max()}")
 
 
 class ResultsFolder:
@@ -221,15 +233,18 @@ def _told(line: bytes | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def opened(
-    adapter: str | None, command: str | None, results: Path | None, limits: Limits, attention: str | None = None
+    adapter: str | None, command: str | None, results: Path | None, limits: Limits, attention: str | None = None,
+    place: Place = on_host,
 ) -> Iterator[Adapter]:
     """The implementation that was asked for; without one, refimpl itself, with the attention that was asked for."""
     if sum(given is not None for given in (adapter, command, results, attention)) > 1:
         raise InputError("golden verify: expected one of --adapter, --command, --results and --attention, got several")
+    if place is not on_host and (adapter or command or results):
+        raise InputError("golden verify: expected --device with refimpl itself, got it with another implementation")
     if adapter is not None:
         with contextlib.closing(Function(adapter, limits)) as function:
             yield function
     elif command is not None:
         yield Program(command, limits)
     else:
-        yield ResultsFolder(results) if results is not None else Reference(attention or "textbook")
+        yield ResultsFolder(results) if results is not None else Reference(attention or "textbook", place)

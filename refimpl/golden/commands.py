@@ -9,6 +9,7 @@ import click
 
 from refimpl import exits
 from refimpl.exits import debug_option
+from refimpl.starts import device_option, use_device
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
@@ -112,6 +113,7 @@ def write(folder: Path, groups: tuple[str, ...], flags: tuple[str, ...], convent
 @click.option("--results", type=click.Path(path_type=Path), help="A folder of results made elsewhere.")
 @click.option("--attention", type=click.Choice(["textbook", "tiled"]),
               help="Which of refimpl's own two attentions.  [default: textbook]")
+@device_option
 @click.option("--dtype", type=click.Choice(DTYPES), default="float64", show_default=True, help="Sets the bound.")
 @click.option("--time-limit", type=click.FloatRange(0, min_open=True), default=30.0, help="Seconds a case.  [default: 30]")
 @click.option("--memory-limit", type=click.FloatRange(0, min_open=True), default=8.0,
@@ -123,8 +125,8 @@ def write(folder: Path, groups: tuple[str, ...], flags: tuple[str, ...], convent
 @debug_option
 def verify(
     groups: tuple[str, ...], flags: tuple[str, ...], conventions: tuple[str, ...], ids: tuple[str, ...], adapter: str | None,
-    program: str | None, results: Path | None, attention: str | None, dtype: str, time_limit: float, memory_limit: float,
-    junit: Path | None, markdown: Path | None, html: Path | None, as_json: bool,
+    program: str | None, results: Path | None, attention: str | None, device: str, dtype: str, time_limit: float,
+    memory_limit: float, junit: Path | None, markdown: Path | None, html: Path | None, as_json: bool,
 ) -> None:
     """Hold an implementation to the vectors; without one, refimpl itself.
 
@@ -143,7 +145,7 @@ def verify(
 
     limits, entries = Limits(time_limit, memory_limit), select(Selection(groups, flags, conventions, ids))
     bar = click.progressbar(length=len(entries), file=sys.stderr, hidden=not sys.stderr.isatty())
-    with opened(adapter, program, results, limits, attention) as implementation, bar:
+    with opened(adapter, program, results, limits, attention, use_device(device)) as implementation, bar:
         run = hold(implementation, entries, dtype, tell=lambda verdict: bar.update(1))
     forms: list[tuple[Path | None, Callable[[Any], str]]] = [
         (junit, reports.junit), (markdown, reports.markdown), (html, reports.html)]

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from refimpl.arrays import Array, module_of
+from refimpl.arrays import Array, has_kernels, module_of
+from refimpl.device import rows as on_device
 
 
 class Saved(NamedTuple):
@@ -19,6 +20,8 @@ def forward(table: Array, tokens: Array) -> tuple[Array, Saved]:
 
 def backward(dx: Array, saved: Saved) -> Array:
     """d_table[v] = Σ dx over the places where v stands."""
+    if has_kernels(dx):
+        return on_device.embedding_backward(dx, *saved)
     xp = module_of(dx)
     d_table = xp.zeros_like(saved.table)
     xp.add.at(d_table, saved.tokens, dx)

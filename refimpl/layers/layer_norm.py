@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from refimpl.arrays import Array, module_of
+from refimpl.arrays import Array, has_kernels, module_of
+from refimpl.device import rows as on_device
 
 
 class Saved(NamedTuple):
@@ -15,6 +16,9 @@ class Saved(NamedTuple):
 
 def forward(x: Array, gain: Array, bias: Array, epsilon: float = 1e-5) -> tuple[Array, Saved]:
     """y = g x̂ + b,  x̂ = (x - mean) / √(variance + ε), over the last axis;  x (…, D), g and b (D) -> y (…, D)."""
+    if has_kernels(x):
+        y, normalized, inverse_deviation = on_device.norm_forward(x, gain, bias, epsilon)
+        return y, Saved(normalized, inverse_deviation, gain)
     centred = x - x.mean(-1, keepdims=True)
     variance = (centred * centred).mean(-1, keepdims=True)
     inverse_deviation = 1 / module_of(x).sqrt(variance + epsilon)
@@ -24,6 +28,8 @@ def forward(x: Array, gain: Array, bias: Array, epsilon: float = 1e-5) -> tuple[
 
 def backward(dy: Array, saved: Saved) -> tuple[Array, Array, Array]:
     """dx = (dx̂ - mean(dx̂) - x̂ mean(dx̂ x̂)) / deviation with dx̂ = g dy;  dg = Σ dy x̂,  db = Σ dy."""
+    if has_kernels(dy):
+        return on_device.norm_backward(dy, *saved)
     normalized, inverse_deviation, gain = saved
     d_normalized = gain * dy
     mean = d_normalized.mean(-1, keepdims=True)

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from refimpl.arrays import Array, module_of
+from refimpl.arrays import Array, has_kernels, module_of
+from refimpl.device import rows as on_device
 
 
 class Saved(NamedTuple):
@@ -21,6 +22,9 @@ def log_softmax(logits: Array) -> Array:
 
 def forward(logits: Array, targets: Array) -> tuple[Array, Saved]:
     """loss = -log p(target);  logits (…, V), targets (…) integers -> (…)."""
+    if has_kernels(logits):
+        loss, log_probabilities = on_device.loss_forward(logits, targets)
+        return loss, Saved(log_probabilities, targets)
     log_probabilities = log_softmax(logits)
     loss = -module_of(logits).take_along_axis(log_probabilities, targets[..., None], -1)[..., 0]
     return loss, Saved(log_probabilities, targets)
@@ -28,6 +32,8 @@ def forward(logits: Array, targets: Array) -> tuple[Array, Saved]:
 
 def backward(d_loss: Array, saved: Saved) -> Array:
     """d_logits = (p - [j is the target]) d_loss."""
+    if has_kernels(d_loss):
+        return on_device.loss_backward(d_loss, *saved)
     xp = module_of(d_loss)
     d_logits = xp.exp(saved.log_probabilities)
     rows = d_logits.reshape(saved.targets.size, d_logits.shape[-1])

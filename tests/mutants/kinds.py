@@ -29,7 +29,7 @@ KINDS = {
     "test_properties_output": PROPERTY, "test_properties_model": PROPERTY,
     "test_properties_arrays": PROPERTY, "test_properties_device": PROPERTY, "test_scalar_gradients": SCALAR,
     "test_tiled_attention": VALUE, "test_fused_softmax": VALUE, "test_masks": VALUE,
-    "test_hundred_updates": TRAJECTORY,
+    "test_hundred_updates": TRAJECTORY, "test_device_model": TRAJECTORY,
     "test_model_gradients": GRADIENT, "test_checks": GRADIENT,
 }
 

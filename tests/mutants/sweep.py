@@ -32,7 +32,7 @@ LAYERS = sorted(f"layers.{path.stem}" for path in Path(planted.__file__).parents
 TARGETS = [*LAYERS, "variants", "model", "optimizers", "masks", "inputs", "training", "parameters", "arrays"]
 # they find words for a message, or the machine's threads
 SKIPPED = frozenset({"_first_nonfinite", "is_device", "array_module", "quiet", "_blas", "_pool", "available_cores",
-                     "map_in_threads"})
+                     "map_in_threads", "wait"})
 REMEMBERED = 12  # killers of a module's earlier changes, tried first on the next
 
 
