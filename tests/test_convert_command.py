@@ -56,7 +56,7 @@ def adagrad_state(tensors):
 
 
 def test_a_published_checkpoint_is_evaluated_as_the_model_itself_scores(command, saved_by_torch, text, store, tmp_path):
-    corpus = open_corpus(DataConfig(str(text), "character"), store)
+    corpus = open_corpus(DataConfig(str(text), "character", convention="published"), store)
     of = published.Architecture(vocabulary=corpus.vocabulary.size)
     path, tensors = saved_by_torch(of)
     end = command("convert", "adaptive-span", path, "--out", tmp_path / "run", *SMALL_BATCH,

@@ -36,8 +36,9 @@ KINDS = {
 # what they look at is the machinery around the numbers, or the tests themselves: their failing proves nothing about these
 NO_EVIDENCE = {
     "test_accounting", "test_arena", "test_bench", "test_benchmarks", "test_blas", "test_checkpoint", "test_cli",
-    "test_cli_errors", "test_cli_gradcheck", "test_cli_interrupt", "test_console", "test_convert_command",
-    "test_convert_files", "test_cores", "test_datasets_corpus", "test_datasets_sources", "test_datasets_vocabulary",
+    "test_cli_data", "test_cli_errors", "test_cli_gradcheck", "test_cli_interrupt", "test_console",
+    "test_convert_command", "test_convert_files", "test_cores", "test_datasets_conventions", "test_datasets_corpus",
+    "test_datasets_fetch", "test_datasets_prepared", "test_datasets_sources", "test_datasets_vocabulary",
     "test_datasets_yardsticks", "test_docs_gradients", "test_docs_presets", "test_examples_c", "test_examples_jax",
     "test_examples_torch", "test_faults", "test_golden_bounds", "test_golden_diagnosis", "test_golden_protocol",
     "test_golden_pytest_plugin", "test_golden_reports", "test_golden_vectors", "test_golden_verify", "test_gradcheck",
