@@ -8,9 +8,9 @@ had been loaded. The past is full from the first update on. The estimate is `tra
 
 import tempfile
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ import measure
 import numpy as np
 from contender import Contender
 
-from refimpl import accounting, optimizers, parameters, runs, settings, training
+from refimpl import accounting, optimizers, parameters, running, runs, settings, training
 from refimpl.arrays import limit_threads
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
 from refimpl.datasets.batches import Batches, every_token_once
 from refimpl.evaluation import evaluate
 from refimpl.inputs import initial_past
 
-UPDATES, BLOCKS = 3, 2
+UPDATES, BLOCKS, TURNS = 3, 2, 20
 TRAIN = {"optimizer": "adagrad", "learning_rate": 0.07, "clip": 0.03, "clip_each": True, "workers": 0}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "laptop, textbook": ({"vocabulary": 256, **settings.preset("laptop")["model"]}, settings.preset("laptop")["train"]),
@@ -67,10 +67,10 @@ class Run:
             run = runs.begin(Path(folder, "run"), self._config, train, DataConfig(), batches, {}, "0")
             some = tokens[: BLOCKS * 8 * train.block + 1]
 
-            def validate() -> Any:
+            def validate(stop: Callable[[], bool]) -> Any:
                 return evaluate(run.saved.parameters, self._config, every_token_once(some, 8, train.block))
 
-            for _ in runs.train(run, validate, lambda: False):
+            for _ in running.train(run, validate, lambda: False):
                 pass
 
     def estimate(self) -> dict[str, int]:
@@ -78,12 +78,13 @@ class Run:
         return accounting.bytes_by_purpose(self._config, self._train, self._config.span_initial)
 
     def traced(self) -> int:
-        """Peak bytes of what Python and NumPy allocate for updates alone."""
+        """Peak bytes that Python and NumPy allocate for updates alone: enough of them for workers to meet at their peaks."""
+        train = replace(self._train, updates=UPDATES * TURNS)
         tracemalloc.start()
         p = parameters.initialize(self._config, 0, self._train.dtype)
         state, past = optimizers.initialize(self._train, p), initial_past(self._config, self._train.batch, p.vector)
         batches = Batches(self._tokens, self._train.batch, self._train.block, 0)
-        for _ in training.run(p, state, self._config, self._train, batches, past):
+        for _ in training.run(p, state, self._config, train, batches, past):
             pass
         return tracemalloc.get_traced_memory()[1]
 
