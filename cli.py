@@ -19,7 +19,9 @@ from refimpl.starts import (
     checkpoint_option,
     computing_options,
     data_options,
+    join_ranks,
     kernels_option,
+    mpi_option,
     store_folder,
     store_option,
     use_device,
@@ -62,11 +64,12 @@ def commands() -> None:
               help="Whether an update that is not finite ends the run, or changes nothing.  [default: stop]")
 @click.option("--dry-run", is_flag=True, help="Print parameters, memory and operations per token; train nothing.")
 @computing_options
+@mpi_option
 @as_json
 def train(
     preset: str | None, config_file: Path | None, data_path: str | None, vocabulary: str | None, store: Path | None,
     assignments: tuple[str, ...], out: Path | None, resume: bool, time_limit: float | None, on_nonfinite: str | None,
-    dry_run: bool, kernels: str, threads: int | None, device: str, as_json: bool,
+    dry_run: bool, kernels: str, threads: int | None, device: str, mpi: bool | None, as_json: bool,
 ) -> None:
     """Train a model; Ctrl-C stops with a checkpoint.
 
@@ -74,23 +77,30 @@ def train(
     refimpl train --preset laptop --data my.txt --out runs/mine --set model.layers=4
     refimpl train --out runs/mine --resume
     refimpl train --preset enwik8-all-attention --dry-run
+    mpiexec -n 4 refimpl train --data my.txt --out runs/mine
     """
     if not dry_run:
         use_kernels(kernels, store)
-    from refimpl import console, jobs, terminal
+    from refimpl import console, jobs, runs, terminal
 
     if on_nonfinite:
         assignments = (*assignments, f"train.on_nonfinite={on_nonfinite}")
     request = jobs.Request(preset, config_file, data_path, vocabulary, assignments, out, store_folder(store), device)
-    use_threads(threads)
+    session = join_ranks(False if dry_run else mpi)
+    use_threads(threads or session.ranks.threads())
     if dry_run:
         result = jobs.dry_run(request)
         console.show(result, console.dry_run_text(result), as_json)
         return
     if time_limit is not None and not math.isfinite(time_limit):
         raise InputError(f"--time-limit: expected a finite number of seconds, got {time_limit}")
-    run, unit, evaluate = jobs.open_run(replace(request, place=use_device(device)), resume)
-    _tell_passed_over(run.saved.passed_over, str(run.saved.path))
+    if session.ranks.size > 1 and device != "cpu":
+        raise InputError(f"--device: expected cpu with several ranks, got {device}")
+    placed = replace(request, place=use_device(device))
+    run, unit, evaluate = exits.together(session, lambda: jobs.open_run(placed, resume, session.ranks))
+    runs.check_alike(run)
+    if not session.ranks.rank:
+        _tell_passed_over(run.saved.passed_over, str(run.saved.path))
     run.time_limit = time_limit
     later = jobs.later_shortage(run.saved)
     if later:

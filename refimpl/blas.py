@@ -10,8 +10,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,11 +119,29 @@ def _results(
 ) -> dict[str, Measured]:
     """The candidates' measurements; those that are not remembered are made, and remembered."""
     results = remembered(here)
-    missing = [name for name in names if name not in results]
-    if missing:
-        results |= {name: run(name, here.environment) for name in missing}
-        remember(here, results)
+    if all(name in results for name in names):
+        return results
+    with _measuring(here.store):
+        results = remembered(here)
+        missing = [name for name in names if name not in results]
+        if missing:
+            results |= {name: run(name, here.environment) for name in missing}
+            remember(here, results)
     return results
+
+
+@contextmanager
+def _measuring(store: Path) -> Iterator[None]:
+    """One process at a time: those that start together, as ranks do, would slow each other and choose differently."""
+    with ExitStack() as stack:
+        with suppress(OSError, ImportError):  # no such store, no such locks: each measures for itself
+            import fcntl
+
+            store.mkdir(parents=True, exist_ok=True)
+            folder = os.open(store, os.O_RDONLY)
+            stack.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
 
 
 def _memory(here: Machine) -> tuple[Path, dict[str, str]]:

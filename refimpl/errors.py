@@ -13,5 +13,9 @@ class OutsideError(Exception):
     """Something that is not ours failed, a disk or a network: the same call may go through later. Exits with 3."""
 
 
+class RanksError(Exception):
+    """Processes of one run that must be alike are not; raised on all of them. The command line exits with 3."""
+
+
 class CalledFailedError(Exception):
     """A function that is not ours, called to be checked, raised an error of its own."""

@@ -9,6 +9,7 @@ from refimpl.arrays import Array, quiet, to_host, to_library_of
 from refimpl.config import ModelConfig
 from refimpl.errors import InputError, NonFiniteError
 from refimpl.inputs import initial_past
+from refimpl.ranks import ALONE, Ranks, share
 from refimpl.training import Segment
 from refimpl.variants import core_for
 
@@ -29,7 +30,7 @@ def until(stop: Callable[[], bool], blocks: Iterable[Segment]) -> Iterator[Segme
 class Evaluation:
     """loss in nats per token, over `tokens` scored; `line_ends` of them are `<eos>` (0 where lines have none).
 
-    cells: what was lost where in the text, for an interval.
+    cells: what was lost where in the text, for an interval; None where several ranks shared the text.
     """
 
     loss: float
@@ -59,36 +60,48 @@ class Evaluation:
 
 def evaluate(
     p: Mapping[str, Array], config: ModelConfig, blocks: Iterable[Segment], end_of_line: int | None = None,
-    weighted: bool = True,
+    weighted: bool = True, ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Scores the blocks' targets, the past carried over from block to block.
 
     weighted: mean over all tokens; else the mean of the blocks' means, as the published code does. A block with fewer rows
-    than the one before goes on with the first of them. Raises InputError if there is no block, NonFiniteError if the
-    loss is not finite.
+    than the one before goes on with the first of them. Several ranks share the rows, and all get the result. Raises
+    InputError if there is no block, NonFiniteError if the loss is not finite.
     """
-    total, means, tokens, line_ends = 0.0, 0.0, 0, 0
+    total, means, count, tokens, line_ends = 0.0, 0.0, 0, 0, 0
     like = next(iter(p.values()))
     past, cells = initial_past(config, 0, like), []
-    for block in blocks:
-        rows = len(block.tokens)
+    for block, own in _shared(blocks, ranks):
+        rows, size, count = len(block.tokens[own]), block.targets.size, count + 1
+        if not rows:
+            continue
         past = initial_past(config, rows, like) if block.restart else past[:, :rows]
-        inputs, targets = (to_library_of(like, array) for array in (block.tokens, block.targets))
+        inputs, targets = (to_library_of(like, array[own]) for array in (block.tokens, block.targets))
         with quiet():
             core = core_for("auto", config, inputs, like)
             out = model.forward(p, config, inputs, targets, past, core=core)
-        past, size = out.past, block.targets.size
+        past = out.past
         cells.append(intervals.cells_of(to_host(out.token_loss)))
         loss = float(cells[-1].sums.sum())
-        total, means, tokens = total + loss, means + loss / size, tokens + size
-        line_ends += 0 if end_of_line is None else int((block.targets == end_of_line).sum())
+        total, means, tokens = total + loss, means + loss / size, tokens + block.targets[own].size
+        line_ends += 0 if end_of_line is None else int((block.targets[own] == end_of_line).sum())
         del out  # before the next block's is made: what it saved for a backward is the most of it
-    if not cells:
+    if not count:
         raise InputError("evaluation: expected at least one block of text, got none")
-    loss = total / tokens if weighted else means / len(cells)
+    total, means, *counts = ranks.stacked([total, means, tokens, line_ends]).sum(axis=0).tolist()
+    tokens, line_ends = map(int, counts)
+    loss = total / tokens if weighted else means / count
     if not math.isfinite(loss):
         raise NonFiniteError(f"evaluation: expected a finite loss, got {loss}")
-    return Evaluation(loss, tokens, line_ends, intervals.in_text_order(cells))
+    return Evaluation(loss, tokens, line_ends, intervals.in_text_order(cells) if ranks.size == 1 else None)
+
+
+def _shared(blocks: Iterable[Segment], ranks: Ranks) -> Iterator[tuple[Segment, slice]]:
+    """Each block, and which of its rows are this rank's: the same rows in every block."""
+    own = slice(0)
+    for number, block in enumerate(blocks):
+        own = share(ranks, len(block.tokens)) if number == 0 else own
+        yield block, own
 
 
 def _exp(x: float) -> float:

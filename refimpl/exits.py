@@ -2,13 +2,16 @@
 
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import click
 
-from refimpl.errors import CalledFailedError, InputError, NonFiniteError, OutsideError
+from refimpl.errors import CalledFailedError, InputError, NonFiniteError, OutsideError, RanksError
+from refimpl.ranks import ALONE, Ranks
 
+Result = TypeVar("Result")
 PROBLEM, USAGE, OUTSIDE, INCOMPLETE, BUG, AGAIN, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 70, 75, 130, 143
 """Exit codes: the loss is not finite or a check failed; bad usage or input; a disk, a network or a function that is not
 ours failed; a check could not decide; a bug of ours; a time limit came, to be called again; stopped by a signal, a
@@ -25,10 +28,11 @@ class EndedError(Exception):
 
 @dataclass
 class Session:
-    """One call of the command: whether errors show tracebacks, and whether the process is there for the command alone."""
+    """One call of the command: is the process there for it alone, do errors show tracebacks, who computes with it."""
 
     own_process: bool
     debugging: bool = False
+    ranks: Ranks = ALONE
 
 
 def run(commands: click.Command, arguments: list[str] | None) -> NoReturn:
@@ -42,6 +46,7 @@ def run(commands: click.Command, arguments: list[str] | None) -> NoReturn:
     except EndedError as end:
         sys.exit(end.code)
     except SystemExit:  # click's, and only where the reader of our output has had enough: no failure
+        session.ranks.abort(0)
         sys.exit(0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
@@ -49,9 +54,9 @@ def run(commands: click.Command, arguments: list[str] | None) -> NoReturn:
     except Exception as error:
         if session.debugging:
             traceback.print_exc()
-        _fail(*_verdict(error))
+        _fail(*_verdict(error), session.ranks, isinstance(error, NonFiniteError | RanksError))
     except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
+        _fail("interrupted", INTERRUPTED, session.ranks)
     else:
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -62,8 +67,10 @@ def _verdict(error: Exception) -> tuple[str, int]:
         return "interrupted", INTERRUPTED
     if isinstance(error, NonFiniteError):
         return str(error), PROBLEM
-    if isinstance(error, CalledFailedError | OutsideError):
+    if isinstance(error, CalledFailedError | OutsideError | RanksError):
         return str(error), OUTSIDE
+    if type(error).__module__.partition(".")[0] == "mpi4py":
+        return f"MPI: {error}", OUTSIDE
     if isinstance(error, click.ClickException):
         hint = " (--help shows an example)" if isinstance(error, click.UsageError) else ""
         return error.format_message() + hint, USAGE
@@ -75,9 +82,46 @@ def _verdict(error: Exception) -> tuple[str, int]:
     return f"a bug in refimpl, {type(error).__name__}: {error} (--debug shows where)", BUG
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"refimpl: {' '.join(message.split())}", err=True)
+def _fail(message: str, code: int, ranks: Ranks, everywhere: bool = False) -> NoReturn:
+    """Of an error that is raised on every rank the first one tells, and each ends by itself; another one ends all."""
+    if not everywhere:
+        _tell(message, ranks)
+        ranks.abort(code)
+    elif ranks.rank == 0:
+        _tell(message, ranks)
     sys.exit(code)
+
+
+def _tell(message: str, ranks: Ranks) -> None:
+    whose = f"rank {ranks.rank}: " if ranks.rank else ""
+    click.echo(f"refimpl: {whose}{' '.join(message.split())}", err=True)
+
+
+def together(session: Session, function: Callable[[], Result]) -> Result:
+    """function() on every rank; if it fails on one, that one tells why, and all end.
+
+    The first of each machine has finished when the others begin, and find what it has left in the store.
+    """
+    ranks, problem, code = session.ranks, "", 0
+    if not ranks.first_here:
+        ranks.stacked([0])
+    try:
+        result = function()
+    except Exception as error:
+        if ranks.size == 1:
+            raise
+        if session.debugging:
+            traceback.print_exc()
+        problem, code = _verdict(error)
+    if ranks.first_here:
+        ranks.stacked([0])
+    codes = [int(each) for each in ranks.stacked([code])[:, 0]]
+    first = next((rank for rank, each in enumerate(codes) if each), None)
+    if first is None:
+        return result
+    if ranks.rank == first:
+        _tell(problem, ranks)
+    raise EndedError(codes[first])
 
 
 def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -19,6 +19,7 @@ from refimpl.device.opening import on_host
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation
 from refimpl.protocols import settle
+from refimpl.ranks import ALONE, Ranks
 from refimpl.results import run_data, score, unit_of, vocabulary_of
 from refimpl.running import Evaluate
 
@@ -81,13 +82,17 @@ def ledger(request: Request) -> dict[str, Any]:
     return {"name": _name(request), **count(config, train_config)}
 
 
-def open_run(request: Request, resume: bool) -> Opened:
-    """The run, begun or resumed. Raises InputError, before anything is written, for whatever does not fit."""
+def open_run(request: Request, resume: bool, ranks: Ranks = ALONE) -> Opened:
+    """The run, begun or resumed. Raises InputError, before anything is written, for whatever does not fit.
+
+    Each of several ranks calls it, the first one before others; that one locks and writes.
+    """
     if resume:
-        return _resumed(request)
+        return _resumed(request, ranks)
     tables = _tables(request)
     folder = request.out or Path("runs") / _name(request)
-    runs.check_free(folder)
+    if ranks.rank == 0:
+        runs.check_free(folder)
     if request.preset and "vocabulary" in tables["model"] and "path" not in tables["data"]:
         raise InputError(f"preset {request.preset}: expected --data with its text, got none (`--data sample` is built in)")
     asked = settings.override({}, request.assignments)["model"].get("vocabulary")
@@ -104,7 +109,8 @@ def open_run(request: Request, resume: bool) -> Opened:
     if request.device == "cpu":
         room.check(config, train_config, config.span_initial, ram.available())
     _check_device(request, train_config)
-    run = runs.begin(folder, config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256)
+    run = runs.begin(folder, config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256,
+                     ranks)
     return _opened(run, corpus, request)
 
 
@@ -118,20 +124,20 @@ def _check_validation(corpus: Corpus) -> None:
         raise InputError(f"{corpus.source}, valid: expected 2 tokens or more to validate on, got {len(corpus.valid)}")
 
 
-def _resumed(request: Request) -> Opened:
+def _resumed(request: Request, ranks: Ranks) -> Opened:
     folder = request.out or Path("runs") / _name(request)
     if (folder / checkpoint.MANIFEST).exists():
         raise InputError(f"{folder}: expected a run's folder to go on with, got a checkpoint's")
     with ExitStack() as held:
         # first of all: what another process is writing is not to be read, and a folder that is no run not to be touched
         is_run = (folder / "checkpoints").is_dir() or (folder / "config.toml").is_file()
-        unlocked = locks.hold(folder, held) if is_run else ""
-        opened = _gone_on_with(request, folder)
+        unlocked = locks.hold(folder, held) if is_run and ranks.rank == 0 else ""
+        opened = _gone_on_with(request, folder, ranks)
         opened.run.held, opened.run.unlocked = held.pop_all(), unlocked
         return opened
 
 
-def _gone_on_with(request: Request, folder: Path) -> Opened:
+def _gone_on_with(request: Request, folder: Path, ranks: Ranks) -> Opened:
     given = _given(request) if request.preset or request.config_file else settings.override({}, request.assignments)
     if request.preset and not settings.override({}, request.assignments)["model"].get("vocabulary"):
         given["model"].pop("vocabulary", None)  # a preset's gives way to the text's
@@ -139,7 +145,7 @@ def _gone_on_with(request: Request, folder: Path) -> Opened:
         given["data"]["vocabulary"] = request.vocabulary
     given["data"].pop("path", None)  # the text may have moved: it is held to its SHA-256
     if (folder / "config.toml").is_file() and not checkpoint.folders(folder):
-        saved, corpus, batches, data = _before_the_first_checkpoint(request, folder)
+        saved, corpus, batches, data = _before_the_first_checkpoint(request, folder, ranks)
         runs.changed(saved, data, given)
     else:
         saved = checkpoint.load(folder)
@@ -151,14 +157,14 @@ def _gone_on_with(request: Request, folder: Path) -> Opened:
         batches = _batches(corpus, saved.train_config)
     _check_device(request, runs.changed(saved, data, given))
     before = saved.progress.get("computing", {}).get("device", "cpu")
-    run = runs.resume(folder, saved, given, data, batches, corpus.sha256)
+    run = runs.resume(folder, saved, given, data, batches, corpus.sha256, ranks)
     if before != request.device:
         run.moved = "; ".join(filter(None, (run.moved, f"device {before} before, {request.device} now")))
     return _opened(run, corpus, request)
 
 
 def _before_the_first_checkpoint(
-    request: Request, folder: Path
+    request: Request, folder: Path, ranks: Ranks
 ) -> tuple[checkpoint.Checkpoint, Corpus, Batches, DataConfig]:
     """The start of a run that ended early: its settings decide it."""
     tables = settings.read(folder / "config.toml")
@@ -169,7 +175,7 @@ def _before_the_first_checkpoint(
                          f"got {corpus.vocabulary.size}")
     train_config = TrainConfig(**tables["train"])
     batches = _batches(corpus, train_config)
-    saved = runs.first(config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256)
+    saved = runs.first(config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256, ranks)
     return saved, corpus, batches, data
 
 
@@ -199,7 +205,7 @@ def _opened(run: runs.Run, corpus: Corpus, request: Request) -> Opened:
     def validate(stop: Callable[[], bool]) -> Evaluation:
         start = corpus.valid[: saved.train_config.evaluate_tokens or None]
         protocol = settle("every-token", unit_of(corpus.vocabulary), saved.config, saved.train_config.block)
-        return score(saved.parameters, saved.config, start, corpus.vocabulary, protocol, stop=stop)
+        return score(saved.parameters, saved.config, start, corpus.vocabulary, protocol, stop=stop, ranks=run.ranks)
 
     return Opened(run, unit_of(corpus.vocabulary), validate)
 

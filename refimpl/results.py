@@ -22,17 +22,18 @@ from refimpl.device.opening import on_host
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation, evaluate, until
 from refimpl.parameters import Parameters
+from refimpl.ranks import ALONE, Ranks
 
 CUTS = {"every-token": every_token_once, "published": published_blocks, "transformer-xl": transformer_xl_blocks}
 
 
 def score(
     p: Parameters, config: ModelConfig, tokens: Tokens, vocabulary: Vocabulary, protocol: protocols.Protocol,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False, ranks: Ranks = ALONE,
 ) -> Evaluation:
     """A text's loss under a protocol. Raises StoppedError once stop() says so."""
     blocks = until(stop, CUTS[protocol.name](tokens, protocol.streams, protocol.block))
-    return evaluate(*protocols.prepared(p, config, protocol), blocks, vocabulary.end_of_line, protocol.weighted)
+    return evaluate(*protocols.prepared(p, config, protocol), blocks, vocabulary.end_of_line, protocol.weighted, ranks)
 
 
 class HowToScore(NamedTuple):

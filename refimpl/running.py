@@ -3,15 +3,19 @@
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 from refimpl import records, training
+from refimpl.arrays import to_host
 from refimpl.checkpoint import Checkpoint
 from refimpl.device import optimizer
-from refimpl.errors import NonFiniteError, OutsideError
+from refimpl.errors import NonFiniteError, OutsideError, RanksError
 from refimpl.evaluation import Evaluation, StoppedError
+from refimpl.ranks import differences, share
 from refimpl.records import Record
 from refimpl.runs import Run
 
@@ -19,12 +23,13 @@ Evaluate = Callable[[Callable[[], bool]], Evaluation]
 """A validation; given up with StoppedError once its argument returns True."""
 
 
-def train(run: Run, evaluate: Evaluate, stop: Callable[[], bool]) -> Iterator[Record]:
+def train(run: Run, evaluate: Evaluate, stop: Callable[[], int]) -> Iterator[Record]:
     """Trains to the last update, or until stop() or the time limit; yields every record that goes into log.jsonl.
 
     A checkpoint is written every checkpoint_every updates while training goes on, where a validation is the best so far,
-    and at the end. Raises NonFiniteError that names the first tensor, and OutsideError for what can't be written; both
-    name the last good checkpoint, which is the newest.
+    and at the end. stop(): a signal's number, or 0. Of several ranks the first one writes, and what one is told to stop by
+    stops all. Raises NonFiniteError, on every rank, that names the first tensor, and OutsideError for what can't be written;
+    both name the last good checkpoint, which is the newest.
     """
     try:
         yield from _records(run, evaluate, stop)
@@ -36,12 +41,20 @@ def train(run: Run, evaluate: Evaluate, stop: Callable[[], bool]) -> Iterator[Re
         raise kind(f"{error}; {left}") from error
 
 
-def _records(run: Run, evaluate: Evaluate, stop: Callable[[], bool]) -> Iterator[Record]:
+def _records(run: Run, evaluate: Evaluate, stop: Callable[[], int]) -> Iterator[Record]:
     saved, settings_now = run.saved, run.saved.train_config
     clock, tally = records.Clock(saved.progress["seconds"], saved.optimizer.updates), records.Tally()
-    results = training.run(saved.parameters, saved.optimizer, saved.config, settings_now, iter(run.batches), saved.past)
-    with (run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        if _validation_is_left(saved) and (yield from _validated(run, log, evaluate, stop)):
+
+    def tell() -> tuple[float, float]:
+        return stop(), clock.since_start() >= (run.time_limit or math.inf)
+
+    def stop_all() -> bool:
+        run.stopped = int(run.ranks.stacked([stop()]).max())
+        return bool(run.stopped)
+
+    results = _results(run, tell)
+    with _log(run) as log:
+        if _validation_is_left(saved) and (yield from _validated(run, log, evaluate, stop_all)):
             _save(run, log, tally, training_goes_on=False)
         for result in results:
             run.writer.check()
@@ -50,20 +63,20 @@ def _records(run: Run, evaluate: Evaluate, stop: Callable[[], bool]) -> Iterator
             tally.add(result, saved.optimizer.clipped)
             if result.skipped:
                 yield _written(log, records.of_skip(saved, result.skipped))
-            stopped, last = stop(), number == settings_now.updates
-            ended = stopped or last or clock.since_start() >= (run.time_limit or math.inf)
+            (stopped, late), last = result.told.max(axis=0), number == settings_now.updates
+            run.stopped, ended = int(stopped), bool(stopped or late or last)
             if tally.losses and (ended or number % settings_now.log_every == 0):
                 yield _written(log, records.of_update(saved, tally, clock, run.time_limit, ended))
                 tally.clear()
             due, best = _due(number, settings_now.evaluate_every), saved.progress.get("best")
             if ended:
                 _save(run, log, tally, training_goes_on=False)
-                if not stopped and (yield from _validated(run, log, evaluate, stop, counts=due or last)):
+                if not stopped and (yield from _validated(run, log, evaluate, stop_all, counts=due or last)):
                     _save(run, log, tally, training_goes_on=False)
                 break
             if due:
-                yield from _validated(run, log, evaluate, stop)
-            given_up, write = due and stop(), _due(number, settings_now.checkpoint_every)
+                yield from _validated(run, log, evaluate, stop_all)
+            given_up, write = due and stop_all(), _due(number, settings_now.checkpoint_every)
             if given_up or write or saved.progress.get("best") != best:
                 _save(run, log, tally, training_goes_on=not given_up)
             if given_up:
@@ -72,6 +85,20 @@ def _records(run: Run, evaluate: Evaluate, stop: Callable[[], bool]) -> Iterator
                 clock.pace(number)  # the time that these took is not the updates'
     run.writer.wait()
     yield {"checkpoint": str(saved.path)}
+
+
+def _results(run: Run, tell: Callable[[], tuple[float, float]]) -> Iterator[training.Result]:
+    """The updates of this rank's rows; a checkpoint holds the past of all."""
+    saved = run.saved
+    if saved.past is not None:
+        saved.past = saved.past[:, share(run.ranks, saved.train_config.batch)]
+    return training.run(saved.parameters, saved.optimizer, saved.config, saved.train_config, iter(run.batches), saved.past,
+                        run.ranks, tell)
+
+
+def _log(run: Run) -> TextIO:
+    """log.jsonl; nowhere on ranks that do not write."""
+    return (Path(os.devnull) if run.ranks.rank else run.folder / "log.jsonl").open("a", encoding="utf-8")
 
 
 def _advance(run: Run, result: training.Result, clock: records.Clock) -> None:
@@ -84,13 +111,25 @@ def _advance(run: Run, result: training.Result, clock: records.Clock) -> None:
 
 
 def _save(run: Run, log: TextIO, tally: records.Tally, training_goes_on: bool) -> None:
-    """A checkpoint of this update, once the step before it has proved good; the log up to it is on the disk first."""
-    optimizer.check(run.saved.optimizer)
+    """A checkpoint of this update, once the step before it has proved good; the log up to it is on the disk first.
+
+    The past of all ranks' rows comes to the one that writes.
+    """
+    saved, ranks = run.saved, run.ranks
+    optimizer.check(saved.optimizer)
     if tally.good is not None:
-        training.check_finite(run.saved.parameters, run.saved.config, tally.good)
+        training.check_finite(saved.parameters, saved.config, tally.good, ranks)
+    held = differences(ranks, {"parameters": zlib.crc32(to_host(saved.parameters.vector))}) if ranks.size > 1 else ""
+    if held:
+        raise RanksError(f"update {saved.optimizer.updates}: expected the same sums on every rank, got {held}")
+    own, whole = saved.past, None if saved.past is None else ranks.to_first(saved.past)
+    if ranks.rank:
+        return
     os.fsync(log.fileno())
     write = run.writer.begin if training_goes_on else run.writer.write
-    write(run.folder, run.saved, run.saved.train_config.keep_checkpoints)
+    saved.past = whole
+    write(run.folder, saved, saved.train_config.keep_checkpoints)
+    saved.past = own
 
 
 def _validation_is_left(saved: Checkpoint) -> bool:

@@ -12,8 +12,9 @@ from refimpl import durable, locks, optimizers, parameters, settings, training
 from refimpl.checkpoint import Checkpoint
 from refimpl.computing import computing, difference
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
-from refimpl.errors import InputError, OutsideError
+from refimpl.errors import InputError, OutsideError, RanksError
 from refimpl.inputs import initial_past
+from refimpl.ranks import ALONE, Ranks, check_rows, differences
 from refimpl.writer import Writer
 
 # what a resumed run may change; everything else decides the numbers that the checkpoint holds
@@ -34,7 +35,7 @@ class Run:
     """A run between two updates: its folder, and what the next checkpoint will hold; `time_limit` in seconds or None.
 
     `moved`: what differs, of what decides the last bits, from before a resume. `held`: the folder's lock, to be closed;
-    `unlocked`: why there is none.
+    `unlocked`: why there is none. `ranks`: who trains together. `stopped`: the signal that ended it, or 0.
     """
 
     folder: Path
@@ -46,15 +47,23 @@ class Run:
     held: ExitStack = field(default_factory=ExitStack)
     unlocked: str = ""
     writer: Writer = field(default_factory=Writer)
+    ranks: Ranks = ALONE
+    stopped: int = 0
 
 
 def begin(
     folder: Path, config: ModelConfig, train_config: TrainConfig, data: DataConfig, batches: Batches,
-    vocabulary: dict[str, Any], text_sha256: str,
+    vocabulary: dict[str, Any], text_sha256: str, ranks: Ranks = ALONE,
 ) -> Run:
-    """A new run. Raises InputError, before anything is written, if the folder holds something or the model sees nothing."""
-    check_free(folder)
-    saved = first(config, train_config, data, batches, vocabulary, text_sha256)
+    """A new run. Raises InputError, before anything is written, if the folder holds something or the model sees nothing.
+
+    Of several ranks the first one looks at the folder, locks it and writes.
+    """
+    if ranks.rank == 0:
+        check_free(folder)
+    saved = first(config, train_config, data, batches, vocabulary, text_sha256, ranks)
+    if ranks.rank:
+        return Run(folder, saved, data, batches, ranks=ranks)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         unlocked = locks.hold(folder, held)
@@ -62,24 +71,26 @@ def begin(
         with _disk(folder):
             durable.sync(folder.parent)
             durable.replace(folder / "config.toml", settings.to_toml(config, train_config, data))
-        return Run(folder, saved, data, batches, held=held.pop_all(), unlocked=unlocked)
+        return Run(folder, saved, data, batches, held=held.pop_all(), unlocked=unlocked, ranks=ranks)
 
 
 def first(
     config: ModelConfig, train_config: TrainConfig, data: DataConfig, batches: Batches, vocabulary: dict[str, Any],
-    text_sha256: str,
+    text_sha256: str, ranks: Ranks = ALONE,
 ) -> Checkpoint:
-    """What a checkpoint before the first update would hold. Raises InputError if the model sees nothing."""
+    """What a checkpoint before the first update would hold. Raises InputError if the model, or a rank, sees nothing."""
     check_sight(config)
+    check_rows(ranks, train_config.batch)
     p = parameters.initialize(config, train_config.seed, train_config.dtype)
     progress = {"tokens": 0, "seconds": 0.0, "batches": batches.state(), "text_sha256": text_sha256,
-                "computing": computing(), "data": asdict(data)}
+                "computing": computing(ranks.size), "data": asdict(data)}
     past = initial_past(config, train_config.batch, p.vector)
     return Checkpoint(config, train_config, p, optimizers.initialize(train_config, p), progress, past, vocabulary)
 
 
 def resume(
-    folder: Path, saved: Checkpoint, tables: settings.Tables, data: DataConfig, batches: Batches, text_sha256: str
+    folder: Path, saved: Checkpoint, tables: settings.Tables, data: DataConfig, batches: Batches, text_sha256: str,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """The run goes on from its checkpoint, with the settings in `tables` that may change. Raises InputError for others."""
     if not saved.progress["text_sha256"]:
@@ -88,16 +99,29 @@ def resume(
         raise InputError(f"{data.path}: expected the text that the run was trained on, SHA-256 "
                          f"{saved.progress['text_sha256']}, got {text_sha256}")
     before, saved.train_config = saved.train_config, changed(saved, data, tables)
+    check_rows(ranks, saved.train_config.batch)
     if before.evaluate_tokens != saved.train_config.evaluate_tokens:
         saved.progress.pop("best", None)  # another stretch of text: losses before and after can't be compared
     batches.restore(saved.progress["batches"])
-    now = {**computing(), "workers": saved.train_config.workers}
+    computed = computing(ranks.size)
+    now = {**computed, "workers": saved.train_config.workers}
     moved = difference({"workers": before.workers, **saved.progress.get("computing", now)}, now)
-    saved.progress["computing"], saved.progress["data"] = computing(), asdict(data)
-    with _disk(folder):
-        _forget_after(folder / "log.jsonl", saved.optimizer.updates, saved.progress.get("validated"))
-        durable.replace(folder / "config.toml", settings.to_toml(saved.config, saved.train_config, data))
-    return Run(folder, saved, data, batches, moved=moved)
+    saved.progress["computing"], saved.progress["data"] = computed, asdict(data)
+    if ranks.rank == 0:
+        with _disk(folder):
+            _forget_after(folder / "log.jsonl", saved.optimizer.updates, saved.progress.get("validated"))
+            durable.replace(folder / "config.toml", settings.to_toml(saved.config, saved.train_config, data))
+    return Run(folder, saved, data, batches, moved=moved, ranks=ranks)
+
+
+def check_alike(run: Run) -> None:
+    """Raises RanksError unless all ranks have the same run: they may have read other files, or compute otherwise."""
+    saved = run.saved
+    mine = {**saved.progress["computing"], "text": saved.progress["text_sha256"], "update": saved.optimizer.updates,
+            "model": asdict(saved.config), "train": asdict(saved.train_config)}
+    found = differences(run.ranks, mine)
+    if found:
+        raise RanksError(f"expected the same run on every rank, got {found}")
 
 
 def changed(saved: Checkpoint, data: DataConfig, tables: settings.Tables) -> TrainConfig:

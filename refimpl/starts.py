@@ -8,14 +8,16 @@ from typing import Any
 import click
 
 from refimpl import console
-from refimpl.exits import Session, debug_option
+from refimpl.errors import CalledFailedError, InputError
+from refimpl.exits import OUTSIDE, USAGE, EndedError, Session, debug_option
 
 kernels_option = click.option(
     "--blas-kernels", "kernels", default="auto", show_default=True, metavar="auto|default|NAME",
     envvar="REFIMPL_BLAS_KERNELS",
     help="OpenBLAS's kernels: the fastest by a measurement that is remembered, its own choice, or these.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(1), help="Threads of BLAS and workers.  [default: the cores that may be used]")
+    "--threads", type=click.IntRange(1),
+    help="Threads of BLAS and workers, of each rank.  [default: the cores that may be used, shared by the ranks there]")
 device_option = click.option("--device", default="cpu", show_default=True, metavar="cpu|gpu|gpu:N",
                              help="Where to compute; `refimpl info` tells whether a GPU is usable.")
 store_option = click.option("--store", type=click.Path(path_type=Path), default=None, envvar="REFIMPL_STORE",
@@ -45,6 +47,9 @@ checkpoint_option = click.option(
     "--checkpoint", "which", default="latest", show_default=True, metavar="latest|best|NAME",
     help="Which of a run's checkpoints: the newest whole one, the best by validation, or a folder's name.")
 computing_options = options(kernels_option, threads_option, device_option)
+mpi_option = click.option(
+    "--mpi/--no-mpi", default=None,
+    help="Share the run with the processes that mpiexec started, or don't.  [default: if it started several]")
 
 
 def store_folder(given: Path | None = None) -> Path:
@@ -65,6 +70,22 @@ def use_device(name: str) -> Callable[[Any], Any]:
     from refimpl.device import opening
 
     return opening.opened(name)
+
+
+def join_ranks(asked: bool | None) -> Session:
+    """The command's session, with the other ranks if MPI started some. A process by itself never imports mpi4py."""
+    from refimpl import ranks
+
+    session = click.get_current_context().find_object(Session) or Session(own_process=False)
+    told = ranks.launched(os.environ)
+    if asked or (asked is None and told is not None and told.size > 1):
+        try:
+            session.ranks = ranks.join(told)
+        except (InputError, CalledFailedError) as error:
+            if told is not None and told.rank:  # the first one says it for all
+                raise EndedError(USAGE if isinstance(error, InputError) else OUTSIDE) from error
+            raise
+    return session
 
 
 def use_kernels(asked: str, store: Path | None = None) -> None:

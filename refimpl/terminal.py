@@ -8,10 +8,11 @@ from refimpl.runs import Run
 
 
 def train(run: Run, unit: str, evaluate: running.Evaluate, as_json: bool) -> None:
-    """Trains until done, out of time or signalled, showing each record; prints where the result is."""
-    if run.unlocked:
+    """Trains until done, out of time or signalled, showing each record; prints where the result is: the first rank does."""
+    first = run.ranks.rank == 0
+    if run.unlocked and first:
         console.note(f"refimpl: {run.folder} could not be locked ({run.unlocked}): let no other process train in it")
-    if run.moved:
+    if run.moved and first:
         console.note(f"refimpl: goes on, no longer to the same bits as without the stop: {run.moved}")
     received: list[int] = []
 
@@ -24,18 +25,28 @@ def train(run: Run, unit: str, evaluate: running.Evaluate, as_json: bool) -> Non
     result: dict[str, Any] = {"run": str(run.folder)}
     try:
         with console.ProgressLine(unit) as line:
-            for record in running.train(run, evaluate, lambda: bool(received)):
+            for record in running.train(run, evaluate, lambda: received[0] if received else 0):
                 result.update(record)
-                if "update" in record:
+                if "update" in record and first:
                     line.show(record)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         run.held.close()
+    if first:
+        _tell(run, unit, result, as_json)
+    if run.stopped:
+        raise exits.EndedError(exits.INTERRUPTED if run.stopped == signal.SIGINT else exits.TERMINATED)
+    if run.saved.optimizer.updates < run.saved.train_config.updates:
+        raise exits.EndedError(exits.AGAIN)
+
+
+def _tell(run: Run, unit: str, result: dict[str, Any], as_json: bool) -> None:
+    """How the run ended, and where its result is."""
     updates, asked = run.saved.optimizer.updates, run.saved.train_config.updates
-    if received:
+    if run.stopped:
         console.note(f"stopped at update {updates}; wrote {result['checkpoint']}; --resume goes on from it")
-        raise exits.EndedError(exits.INTERRUPTED if received[0] == signal.SIGINT else exits.TERMINATED)
+        return
     text = [("run", result["run"]), ("checkpoint", result["checkpoint"])]
     if "valid_bits" in result:
         text.insert(0, ("validation", f"{result['valid_bits']:.4f} bits per {unit}, update {updates}"))
@@ -43,4 +54,3 @@ def train(run: Run, unit: str, evaluate: running.Evaluate, as_json: bool) -> Non
     if updates < asked:
         console.note(f"the time limit came at update {updates} of {asked}; wrote {result['checkpoint']}; --resume goes on "
                      f"from it")
-        raise exits.EndedError(exits.AGAIN)

@@ -1,9 +1,11 @@
 """One update, and the loop around it."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
 
 from refimpl import model, optimizers
 from refimpl.arena import Arena, lent, returned
@@ -13,6 +15,7 @@ from refimpl.device import optimizer, windows
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import keep_masks
 from refimpl.parameters import Parameters
+from refimpl.ranks import ALONE, Ranks, share
 from refimpl.variants import core_for
 
 Part = TypeVar("Part")
@@ -35,7 +38,8 @@ class Segment(Protocol):
 class Result(NamedTuple):
     """One update: mean loss and span penalty before it, past for the next segment, gradient norm, rate, what it saw.
 
-    skipped: "", or what was not finite where train.on_nonfinite = "skip" let an update change nothing.
+    past, tokens and targets are this rank's rows. skipped: "", or what was not finite where train.on_nonfinite = "skip" let
+    an update change nothing. told: what each rank had to tell, (ranks, n).
     """
 
     loss: Array
@@ -46,6 +50,7 @@ class Result(NamedTuple):
     tokens: Array
     targets: Array
     skipped: str = ""
+    told: Array = None
 
 
 class _Share(NamedTuple):
@@ -56,9 +61,14 @@ class _Share(NamedTuple):
     rows: slice
 
 
+def nothing() -> Sequence[float]:
+    """What a rank has to tell that has nothing to tell."""
+    return ()
+
+
 def update(
     p: Parameters, state: optimizers.State, config: ModelConfig, train_config: TrainConfig, tokens: Array, targets: Array,
-    past: Array,
+    past: Array, ranks: Ranks = ALONE, tell: Callable[[], Sequence[float]] = nothing,
 ) -> Result:
     """Forward, backward and one optimiser step on tokens and targets (B, T); p and state change in place.
 
@@ -67,33 +77,37 @@ def update(
     or state change, if the loss or a gradient is not finite; the message names the first such tensor. With
     on_nonfinite = "skip" such an update only counts, SKIPS_IN_A_ROW times in a row at most, and the past is emptied. On a
     GPU there is one worker, nothing is read back, and such an update changes nothing: `device.optimizer.check(state)` raises
-    for it.
+    for it. Of several ranks each is given the whole batch and the past of its own rows, and computes those; what it then has
+    to tell goes to all with its loss.
     """
     if is_device(p.vector):
         return _update_on_device(p, state, config, train_config, tokens, targets, past)
-    number = state.updates + 1
+    number, batch, own = state.updates + 1, len(tokens), share(ranks, len(tokens))
+    tokens, targets = tokens[own], targets[own]
     lent_p, lent_past = p.with_vector(lent(p.vector)), lent(past)
 
     def compute(rows: slice) -> _Share:
         with quiet():
-            given = lent_p, config, train_config, tokens, targets, lent_past, number, rows
+            given = lent_p, config, train_config, tokens, targets, lent_past, number, rows, own.start
             return _Share(*_on_rows(model.loss_and_gradients, *given), rows)
 
     results = in_parts(compute, len(tokens), train_config.workers)
     with quiet():
-        loss, g = _combine(results, len(tokens))
+        loss, g = _combine(results, batch)
+        loss, told = _of_all_ranks(loss, g, ranks, tell())
         norm = optimizers.gradient_norm(g)
         # the one number that every update reads back: a step from a gradient that is not finite can't be undone
         if not module_of(norm).isfinite(loss + norm):
             reason = (f"loss {float(loss)}, gradient norm {float(norm)}; first tensor that is not finite: "
-                      f"{_first_nonfinite(p, g, [share.out for share in results])}")
-            penalty = results[0].out.span_penalty
-            return _skipped(p, state, train_config, reason, Result(loss, penalty, past, norm, 0.0, tokens, targets, reason))
+                      f"{_first_nonfinite(p, g, [each.out for each in results], ranks)}")
+            before = Result(loss, results[0].out.span_penalty, past, norm, 0.0, tokens, targets, reason, told)
+            return _skipped(p, state, train_config, reason, before)
         optimizers.update(p, g, state, train_config)
-    pasts = [share.out.past for share in results]
+    pasts = [each.out.past for each in results]
     new_past = pasts[0] if len(pasts) == 1 else module_of(loss).concatenate(pasts, axis=1)
     rate = optimizers.learning_rate(train_config, number)
-    return Result(loss, results[0].out.span_penalty, returned(new_past), norm, rate, tokens, targets)
+    return Result(loss, results[0].out.span_penalty, returned(new_past), norm, rate, tokens, targets,
+                  told=told)
 
 
 def _skipped(p: Parameters, state: optimizers.State, train_config: TrainConfig, reason: str, result: Result) -> Result:
@@ -127,14 +141,15 @@ def score(
     rows: slice,
 ) -> model.Output:
     """The model's forward on some rows of the batch, as update `number` does it: with that update's dropout."""
-    return _on_rows(model.forward, p, config, train_config, tokens, targets, past, number, rows)
+    return _on_rows(model.forward, p, config, train_config, tokens, targets, past, number, rows, 0)
 
 
 def _on_rows(
     function: Callable[..., Part], p: Parameters, config: ModelConfig, train_config: TrainConfig, tokens: Array,
-    targets: Array, past: Array, number: int, rows: slice,
+    targets: Array, past: Array, number: int, rows: slice, first: int,
 ) -> Part:
-    masks = keep_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, rows.start)
+    """first: the number, in the whole batch, of the row that stands first here."""
+    masks = keep_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, first + rows.start)
     core = core_for(train_config.attention, config, tokens, p.vector)
     return function(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
 
@@ -150,65 +165,80 @@ def in_parts(function: Callable[[slice], Part], rows: int, workers: int) -> list
     return [function(parts[0])] if count == 1 else map_in_threads(function, parts, min(count, available_cores()))
 
 
-def check_finite(p: Parameters, config: ModelConfig, result: Result) -> None:
+def check_finite(p: Parameters, config: ModelConfig, result: Result, ranks: Ranks = ALONE) -> None:
     """Raises NonFiniteError, with the first such tensor, if the update has left a model whose loss is not finite.
 
-    update() looks at the loss before its step; before a checkpoint is written the step must have been a good one.
+    update() looks at the loss before its step; before a checkpoint is written the step must have been a good one. Called by
+    all ranks, it raises on all.
     """
     xp, core = module_of(p.vector), core_for("auto", config, result.tokens, p.vector)
     with quiet():
+        bad = None
         for row in range(len(result.tokens)):  # one at a time: all at once would take as much memory again as an update
             rows = slice(row, row + 1)
             out = model.forward(p, config, result.tokens[rows], result.targets[rows], result.past[:, rows], core=core)
-            if not (xp.isfinite(out.loss) and xp.isfinite(p.vector).all()):
-                raise NonFiniteError(f"after the last update: loss {float(out.loss)}; first tensor that is not finite: "
-                                     f"{_first_nonfinite(p, None, [out])}")
+            if bad is None and not xp.isfinite(out.loss):
+                bad = out
+        every = ranks.stacked([math.inf if bad is not None else 0.0])
+        if not (math.isfinite(float(every.sum())) and xp.isfinite(p.vector).all()):
+            loss = math.nan if bad is None else float(bad.loss)
+            raise NonFiniteError(f"after the last update: loss {loss}; first tensor that is not finite: "
+                                 f"{_first_nonfinite(p, None, [out] if bad is None else [bad], ranks)}")
 
 
 def run(
     p: Parameters, state: optimizers.State, config: ModelConfig, train_config: TrainConfig, segments: Iterator[Segment],
-    past: Array,
+    past: Array, ranks: Ranks = ALONE, tell: Callable[[], Sequence[float]] = nothing,
 ) -> Iterator[Result]:
     """Updates until state.updates is train_config.updates, one segment each; yields every update's result.
 
-    A segment has .tokens and .targets (B, T) and .restart: whether the past is emptied before it. `past` goes with the first
-    segment. On a GPU it is read back every log_every updates whether all were finite. After a yield, p, state and the
-    result's past are what a checkpoint needs to go on from there.
+    A segment has .tokens and .targets (B, T) and .restart: whether the past is emptied before it. `past`, of this rank's
+    rows, goes with the first segment. On a GPU it is read back every log_every updates whether all were finite. After a
+    yield, p, state and every rank's past are what a checkpoint needs to go on.
     """
     arena = Arena()
     while state.updates < train_config.updates:
         segment = next(segments)
+        own = share(ranks, len(segment.tokens))
         if segment.restart:
-            past = model.initial_past(config, len(segment.tokens), p.vector)
+            past = model.initial_past(config, own.stop - own.start, p.vector)
         tokens, targets = (to_library_of(p.vector, array) for array in (segment.tokens, segment.targets))
         with arena:
-            result = update(p, state, config, train_config, tokens, targets, past)
+            result = update(p, state, config, train_config, tokens, targets, past, ranks, tell)
         past = result.past
         optimizer.check_when_logged(state, train_config)
         yield result
 
 
 def _combine(results: list[_Share], batch: int) -> tuple[Array, Parameters]:
-    """The batch's mean loss and gradients: each worker's, weighted by its share of the rows, added in their order."""
-    if len(results) == 1:
-        return results[0].out.loss, results[0].gradients
-    weights = [(share.rows.stop - share.rows.start) / batch for share in results]
+    """What these rows add to the batch's mean loss and gradients: each worker's by its share, added in their order."""
+    weights = [(each.rows.stop - each.rows.start) / batch for each in results]
     loss, g = results[0].out.loss * weights[0], results[0].gradients
     g.vector *= weights[0]
-    for share, weight in zip(results[1:], weights[1:], strict=True):
-        loss = loss + share.out.loss * weight
-        share.gradients.vector *= weight
-        g.vector += share.gradients.vector
+    for each, weight in zip(results[1:], weights[1:], strict=True):
+        loss = loss + each.out.loss * weight
+        each.gradients.vector *= weight
+        g.vector += each.gradients.vector
     return loss, g
 
 
-def _first_nonfinite(p: Parameters, g: Parameters | None, outputs: list[model.Output]) -> str:
-    """The first tensor, in the order of computation, that is not finite: parameter, hidden state, gradient."""
+def _of_all_ranks(loss: Array, g: Parameters, ranks: Ranks, told: Sequence[float]) -> tuple[Array, Array]:
+    """The sum of all ranks' losses, and what each told, (ranks, n); g becomes the sum of theirs."""
+    if ranks.size == 1:
+        return loss, np.array([told], np.float64)  # and nothing is read back from a device
+    every = ranks.add(g.vector, (float(loss), *told))
+    return module_of(g.vector).asarray(sum(every[:, 0].tolist()), g.vector.dtype), every[:, 1:]
+
+
+def _first_nonfinite(p: Parameters, g: Parameters | None, outputs: list[model.Output], ranks: Ranks) -> str:
+    """The first tensor, in the order of computation, that is not finite on any rank: parameter, hidden state, gradient."""
     xp = module_of(p.vector)
-    named = [(f"parameter {name}", p[name]) for name in p]
+    named = [(f"parameter {name}", [p[name]]) for name in p]
     for layer in range(p.config.layers + 1):
         name = f"input of layers.{layer}" if layer < p.config.layers else "last hidden state"
-        named += [(name, out.saved.hidden[layer]) for out in outputs]
-    named += [("token loss", out.token_loss) for out in outputs]
-    named += [(f"gradient of {name}", g[name]) for name in reversed(list(g))] if g is not None else []
-    return next((name for name, tensor in named if not xp.isfinite(tensor).all()), "gradient norm")
+        named.append((name, [out.saved.hidden[layer] for out in outputs]))
+    named.append(("token loss", [out.token_loss for out in outputs]))
+    named += [(f"gradient of {name}", [g[name]]) for name in reversed(list(g))] if g is not None else []
+    places = (i for i, (_, tensors) in enumerate(named) if not all(xp.isfinite(tensor).all() for tensor in tensors))
+    first = int(ranks.stacked([next(places, len(named))]).min())
+    return [*(name for name, _ in named), "gradient norm"][first]

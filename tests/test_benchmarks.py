@@ -50,6 +50,17 @@ def test_it_compares_then_times_in_turn(tmp_path, script, options, rows, names):
         assert f" {name} " in end.stdout
 
 
+def test_ranks_take_turns_and_agree(tmp_path):
+    end = run(FOLDER, "ranks.py", "--repeats", "1", "--updates", "2", "--json", str(tmp_path / "figures.json"))
+    assert end.returncode == 0, end.stderr
+    (row,) = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert set(row["times"]) == {"1 rank of 1 thread", "2 ranks of 1 thread", "1 rank of 2 threads"}
+    for times in row["times"].values():
+        assert times["speed_up"] == 1 / times["ratio"]
+        assert 0 <= times["exchange"] < 1
+    assert row["times"]["2 ranks of 1 thread"]["exchange"] > 0 == row["times"]["1 rank of 1 thread"]["exchange"]
+
+
 def test_memory_is_told(tmp_path):
     end = run(FOLDER, "memory.py", "--json", str(tmp_path / "figures.json"))
     assert end.returncode == 0, end.stderr

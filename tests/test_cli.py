@@ -21,7 +21,7 @@ from refimpl.datasets.corpus import open_corpus
 COMMANDS = (("train",), ("eval",), ("generate",), ("data", "info"), ("info",), ("bench",), ("report",))
 RECORD = {"update", "updates", "loss", "bits", "span_penalty", "gradient_norm", "learning_rate", "tokens",
           "tokens_per_second", "seconds", "seconds_left", "clipped", "spans", "span_mean", "span_max", "numpy", "blas",
-          "threads"}
+          "threads", "ranks"}
 
 
 @pytest.fixture
@@ -693,7 +693,7 @@ def test_a_run_that_goes_on_with_other_kernels_or_threads_says_so_in_one_line(co
     assert resumed("--threads", 7) == ["refimpl: goes on, no longer to the same bits as without the stop: threads "
                                        f"{now['threads']} before, 7 now"]
     assert resumed("--threads", 7) == []
-    monkeypatch.setattr(runs, "computing", lambda: {**now, "threads": 7, "blas": "openblas 9 Zen"})
+    monkeypatch.setattr(runs, "computing", lambda ranks: {**now, "threads": 7, "blas": "openblas 9 Zen"})
     assert resumed("--threads", 7)[0].endswith(f"blas {now['blas']} before, openblas 9 Zen now")
     assert [record["threads"] for record in log_of(trained) if "loss" in record][-3:] == [7, 7, 7]
 

@@ -97,7 +97,7 @@ def test_resuming_with_other_threads_is_allowed_and_close(command, arguments, st
 def test_a_second_signal_does_not_wait(command, text, tiny, tmp_path, monkeypatch):
     """Two signals within one validation: it ends at once, with one line and the checkpoints that there are."""
 
-    def impatient(*_, stop):
+    def impatient(*_, stop, ranks):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second signal must end this")

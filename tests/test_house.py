@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # imports flow downwards: a file may import what stands before it
 ORDER = [
     "errors", "cores", "ram", "blas_candidate", "blas", "arrays", "arena", "device.opening", "device.randomness",
-    "device.rows", "masks", "computing", "validation",
+    "device.rows", "masks", "computing", "nccl", "ranks", "validation",
     "config", "durable", "settings", "parameters", "inputs", "layers.linear", "layers.dropout",
     "layers.embedding", "layers.layer_norm", "layers.softmax", "layers.softmax_loss", "layers.span", "layers.positions",
     "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.ff_attention", "layers.attention",

@@ -100,6 +100,8 @@ def test_every_update_draws_dropout_of_its_own_and_tells_its_own_rate():
     for number in (1, 2, 3):
         masks = draw_masks(config, 4, 8, TRAIN.seed, number, p.vector)
         expected = model.forward(p, config, piece.tokens, piece.targets, past, masks).loss
+        given = p, config, TRAIN, piece.tokens, piece.targets, past
+        assert training.score(*given, number, slice(0, 4)).loss == expected
         result = training.update(p, state, config, TRAIN, piece.tokens, piece.targets, past)
         assert result.loss == expected
         assert result.learning_rate == pytest.approx(TRAIN.learning_rate * number / TRAIN.warm_up, rel=1e-15)
