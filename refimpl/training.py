@@ -81,7 +81,8 @@ def update(
     to tell goes to all with its loss.
     """
     if is_device(p.vector):
-        return _update_on_device(p, state, config, train_config, tokens, targets, past)
+        done = _update_on_device(p, state, config, train_config, tokens, targets, past)
+        return done._replace(told=np.array([tell()], np.float64))
     number, batch, own = state.updates + 1, len(tokens), share(ranks, len(tokens))
     tokens, targets = tokens[own], targets[own]
     lent_p, lent_past = p.with_vector(lent(p.vector)), lent(past)
