@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from refimpl.errors import InputError
-from refimpl.starts import as_json, computing_options, store_folder, store_option, use_kernels, use_threads
+from refimpl.starts import as_json, kernels_option, store_folder, store_option, threads_option, use_kernels, use_threads
 
 NEEDED = ("jinja2", "matplotlib")
 
@@ -17,7 +17,8 @@ NEEDED = ("jinja2", "matplotlib")
 @click.option("--out", type=click.Path(path_type=Path), help="The page's file.  [default: report.html in the first run]")
 @click.option("--passage", help="A text whose attention is looked at.  [default: the start of the validation text]")
 @store_option
-@computing_options
+@kernels_option
+@threads_option
 @as_json
 def report(
     runs: tuple[Path, ...], out: Path | None, passage: str | None, store: Path | None, kernels: str, threads: int | None,
