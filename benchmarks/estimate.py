@@ -26,7 +26,7 @@ from refimpl.datasets.batches import Batches, every_token_once
 from refimpl.evaluation import evaluate
 from refimpl.inputs import initial_past
 
-UPDATES, BLOCKS, TURNS = 3, 2, 20
+UPDATES, BLOCKS, TURNS = 3, 2, 2
 TRAIN = {"optimizer": "adagrad", "learning_rate": 0.07, "clip": 0.03, "clip_each": True, "workers": 0}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "laptop, textbook": ({"vocabulary": 256, **settings.preset("laptop")["model"]}, settings.preset("laptop")["train"]),

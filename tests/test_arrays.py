@@ -89,10 +89,10 @@ def test_without_a_number_the_limit_is_the_cores_and_what_blas_was_told(monkeypa
 def test_the_installed_name_is_what_this_process_computes_with():
     with arrays.limit_threads(3):
         now = computing.computing()
-    (library,) = {(lib["version"], lib["architecture"]) for lib in arrays.blas_libraries()}
+    libraries = {(lib["version"], lib["architecture"]) for lib in arrays.blas_libraries()}  # the stand-in device has its own
     assert now["numpy"] == np.__version__
     assert now["threads"] == 3
-    assert all(word in now["blas"] for word in library)
+    assert any(all(word in now["blas"] for word in library) for library in libraries)
 
 
 def test_what_differs_is_told_by_name():
