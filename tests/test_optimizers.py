@@ -122,3 +122,10 @@ def test_without_a_limit_no_tensor_counts_as_clipped():
     train_config, p, g, state = draw("adagrad", clip=0.0, clip_each=True)
     optimizers.update(p, g, state, train_config)
     assert float(state.clipped) == 0
+
+
+def test_an_update_that_changes_something_ends_a_row_of_skipped_ones():
+    train_config, p, g, state = draw()
+    state.updates = state.skipped = state.skipped_in_a_row = 7
+    optimizers.update(p, g, state, train_config)
+    assert (state.skipped, state.skipped_in_a_row, state.updates, state.steps) == (7, 0, 8, 1)
