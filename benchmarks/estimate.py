@@ -26,7 +26,7 @@ from refimpl.datasets.batches import Batches, every_token_once
 from refimpl.evaluation import evaluate
 from refimpl.inputs import initial_past
 
-UPDATES, BLOCKS, TURNS = 3, 2, 2
+UPDATES, BLOCKS = 3, 2
 TRAIN = {"optimizer": "adagrad", "learning_rate": 0.07, "clip": 0.03, "clip_each": True, "workers": 0}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "laptop, textbook": ({"vocabulary": 256, **settings.preset("laptop")["model"]}, settings.preset("laptop")["train"]),
@@ -78,8 +78,12 @@ class Run:
         return accounting.bytes_by_purpose(self._config, self._train, self._config.span_initial)
 
     def traced(self) -> int:
-        """Peak bytes that Python and NumPy allocate for updates alone: enough of them for workers to meet at their peaks."""
-        train = replace(self._train, updates=UPDATES * TURNS)
+        """Peak bytes that Python and NumPy allocate for the first updates alone.
+
+        In tiles three of them; of the textbook, whose workers meet at their peaks but now and then, six.
+        """
+        tiled = accounting.Sizes(self._config, self._train, 1.0).tiled
+        train = replace(self._train, updates=UPDATES if tiled else 2 * UPDATES)
         tracemalloc.start()
         p = parameters.initialize(self._config, 0, self._train.dtype)
         state, past = optimizers.initialize(self._train, p), initial_past(self._config, self._train.batch, p.vector)
