@@ -3,8 +3,6 @@
 python tests/faults/reading.py [COUNT] [SEED]: as many files of every target. Figures as JSON.
 """
 
-import contextlib
-import io
 import json
 import resource
 import shutil
@@ -14,14 +12,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import damage
+from outcome import asked, call, judged
+from prepared_texts import Archives, PreparedTexts, TextsToPrepare
 
 from refimpl import checkpoint, settings
-from refimpl.cli import main as command
 from refimpl.errors import InputError
 from refimpl.golden import exchange, vectors
 
@@ -44,26 +43,6 @@ optimizer = "adam"
 learning_rate = 0.0025
 updates = 2000
 """
-
-
-def call(*arguments: object) -> tuple[int, list[str]]:
-    """The command in this process: its exit code, and its lines on stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            command([str(argument) for argument in arguments])
-        except SystemExit as end:
-            return int(end.code or 0), err.getvalue().splitlines()
-    raise AssertionError("the command did not exit")
-
-
-def judged(code: int, lines: list[str], same: bool) -> str:
-    """What came of a damaged file. same: whether what was read is what there was before the damage."""
-    if code == 0:
-        return "harmless" if same else "accepted"
-    if code != 2 or len(lines) != 1 or not lines[0].startswith("refimpl: ") or len(lines[0]) > 2000:
-        return f"unclear: {code} {lines[-1:]}"[:300]
-    return "out of memory" if "not enough memory" in lines[0] else "refused"
 
 
 class Checkpoints:
@@ -111,14 +90,6 @@ class Settings:
         code, lines = call("train", "--config", self.file, "--dry-run")
         found = judged(code, lines, code == 0 and settings.read(self.file) == self.tables)
         return kind, "another one's" if self.by_hand and found == "accepted" else found
-
-
-def asked(read: Callable[[], Any], expected: tuple[type[Exception], ...]) -> tuple[str, Any]:
-    """What came of a call in place of a command: "refused" by an expected error of one line, or "" and the result."""
-    try:
-        return "", read()
-    except expected as error:
-        return ("refused" if "\n" not in str(error) and len(str(error)) < 2000 else f"unclear: {error}"), None
 
 
 class GoldenVectors:
@@ -171,6 +142,10 @@ TARGETS: dict[str, Any] = {
     "settings written by hand": lambda folder: Settings(folder, by_hand=True),
     "golden vectors": GoldenVectors,
     "golden cases and results of others": Exchanged,
+    "prepared texts": PreparedTexts,
+    "prepared texts, checksums made to fit": lambda folder: PreparedTexts(folder, sign=True),
+    "texts to prepare": TextsToPrepare,
+    "archives of texts, checksum made to fit": Archives,
 }
 
 
