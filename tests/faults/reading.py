@@ -1,6 +1,6 @@
 """Damaged files, read by the commands in a process with 1 GB to spare and 10 seconds for each.
 
-python tests/faults/reading.py [COUNT] [SEED]: as many files of every target. Figures as JSON.
+python tests/faults/reading.py [COUNT] [SEED] [TARGET …]: as many files of every target, or of those named. Figures as JSON.
 """
 
 import json
@@ -186,9 +186,9 @@ def campaign(name: str, count: int, seed: int = 0) -> dict[str, Any]:
     return {**figures, "slowest": round(figures["slowest"], 3), "outcomes": dict(outcomes)}
 
 
-def main(count: int = 10_000, seed: int = 0) -> dict[str, Any]:
-    """All targets."""
-    return {name: campaign(name, count, seed) for name in TARGETS}
+def main(count: int = 10_000, seed: int = 0, *names: str) -> dict[str, Any]:
+    """All targets, or those named."""
+    return {name: campaign(name, count, seed) for name in names or TARGETS}
 
 
 if __name__ == "__main__":
@@ -196,4 +196,4 @@ if __name__ == "__main__":
         for row in attempts(sys.argv[2], *map(int, sys.argv[3:])):
             print(json.dumps(row), flush=True)
     else:
-        print(json.dumps(main(*map(int, sys.argv[1:]))))
+        print(json.dumps(main(*map(int, sys.argv[1:3]), *sys.argv[3:])))
