@@ -68,8 +68,8 @@ def of_reading(found: dict[str, Any]) -> tuple[str, str, bool]:
             "|---|---|---|---|---|---|---|"]
     return "Damaged files", "\n".join([
         "`python tests/faults/reading.py` flips bits, truncates, lengthens, swaps and zeroes blocks, enlarges headers and",
-        "numbers, nests brackets, writes texts that are no UTF-8 or have no white space, and gives each file to the command,",
-        "in a process with 1 GB to spare and 10 s for each.",
+        "numbers, nests brackets, writes texts that are no UTF-8 or have no white space, and gives each file to the",
+        "command, in a process with 1 GB to spare and 10 s for each.",
         "", *head, *rows, "",
         "Harmless: what was read is what there was before, as after damage to a comment. Another valid one: where damage",
         "carries checksums that fit it, or a file written by hand or by others has none, it is a file like any other; what",
@@ -79,18 +79,17 @@ def of_reading(found: dict[str, Any]) -> tuple[str, str, bool]:
 
 def of_endurance(found: dict[str, Any]) -> tuple[str, str, bool]:
     """The same."""
-    return "Endurance", (
-        f"`python tests/faults/endurance.py {found['updates']}`: {found['updates']:,} updates of a tiny model, logged, "
-        f"validated and saved along the way, memory looked at {endurance.LOOKS} times. What the process has for itself "
-        f"(a mapped text belongs to the system) was {found['half']:,} bytes at half of them and {found['end']:,} at the end; "
-        f"in the second half it was at most {found['growth']:,} bytes more than at half. 1 MiB is allowed, one arena of "
-        f"Python's allocator: a list with a slot of 8 bytes for each update would take four. To the byte, by tracemalloc: of "
-        f"{found['traced_updates']:,} updates the second half leaves {found['kept']:,} bytes more in what Python and NumPy "
-        f"hold; half a slot for each is allowed, {endurance.KEPT * found['traced_updates'] // 2:,}. "
-        f"**{'Flat' if found['flat'] else 'It grows'}.**\n\n"
-        "At some moment in a run's first hours it takes 0.9 MB more, once: CPython's table of interned strings, 961,216 bytes, "
-        "made anew when names that come and go have used up its entries (NumPy makes some in `as_strided`). Nothing of the "
-        "package's is in it, and it does not grow again."), found["flat"]
+    updates, traced = found["updates"], found["traced_updates"]
+    return "Endurance", "\n".join([
+        f"`python tests/faults/endurance.py {updates} {traced}`: {updates:,} updates of a tiny model, logged, validated and",
+        f"saved along the way, memory looked at {endurance.LOOKS} times. What the process has for itself (a mapped text is",
+        f"the system's) was {found['half']:,} bytes at half of them and {found['end']:,} at the end, in the second half at most",
+        f"{found['growth']:,} more than at half. 1 MiB is allowed, one arena of Python's allocator; a list with a slot for",
+        f"each update would have taken {4 * updates:,} bytes. To the byte, by tracemalloc: the second half of {traced:,}",
+        f"updates adds {found['kept']:,} bytes to what Python and NumPy hold; {endurance.KEPT * traced // 2:,} are allowed,",
+        f"half such a list. **{'Flat' if found['flat'] else 'It grows'}.**", "",
+        "At some moment a run takes 0.9 MB more, once: 961,216 bytes are CPython's table of interned strings, made anew",
+        "when names that come and go have used up its entries (NumPy makes some in `as_strided`)."]), found["flat"]
 
 
 def of_mpi_kills(found: dict[str, Any]) -> tuple[str, str, bool]:
