@@ -84,9 +84,10 @@ def of_endurance(found: dict[str, Any]) -> tuple[str, str, bool]:
         f"`python tests/faults/endurance.py {updates} {traced}`: {updates:,} updates of a tiny model, logged, validated and",
         f"saved along the way, memory looked at {endurance.LOOKS} times. What the process has for itself (a mapped text is",
         f"the system's) was {found['half']:,} bytes at half of them and {found['end']:,} at the end, in the second half",
-        f"at most {found['growth']:,} more than at half. 1 MiB is allowed, one arena of Python's allocator; a list with a slot",
-        f"for each update would have taken {4 * updates:,} bytes. To the byte, by tracemalloc: the second half of {traced:,}",
-        f"updates adds {found['kept']:,} bytes to what Python and NumPy hold; {endurance.KEPT * traced // 2:,} are allowed,",
+        f"at most {found['growth']:,} more than at half. 1 MiB is allowed, one arena of Python's allocator; a list with",
+        f"a slot for each update would have taken {4 * updates:,} bytes. To the byte, by tracemalloc: the second half",
+        f"of {traced:,} updates adds {found['kept']:,} bytes to what Python and NumPy hold;",
+        f"{endurance.KEPT * traced // 2:,} are allowed,",
         f"half such a list. **{'Flat' if found['flat'] else 'It grows'}.**", "",
         "At some moment a run takes 0.9 MB more, once: 961,216 bytes are CPython's table of interned strings, made anew",
         "when names that come and go have used up its entries (NumPy makes some in `as_strided`)."]), found["flat"]
