@@ -84,10 +84,10 @@ def broken_characters(content: bytes, draw: random.Random) -> bytes:
 
 
 def endless_line(content: bytes, draw: random.Random) -> bytes:
-    """Some megabytes without a newline, or without any white space; or of newlines, or NULs, alone."""
+    """Up to a megabyte and more without a newline, or without any white space; or of newlines, or NULs, alone."""
     spaceless = b"".join(content.split())
     piece = draw.choice((content.replace(b"\n", b" "), spaceless, b"\n", b"\0"))
-    return content + piece * (draw.choice((100_000, 1_500_000, 3_000_000)) // max(1, len(piece)))
+    return content + piece * (draw.choice((100_000, 1_200_000)) // max(1, len(piece)))
 
 
 def _named(*functions: Damage) -> dict[str, Damage]:
