@@ -85,7 +85,7 @@ def of_endurance(found: dict[str, Any]) -> tuple[str, str, bool]:
         f"saved along the way, memory looked at {endurance.LOOKS} times. What the process has for itself (a mapped text is",
         f"the system's) was {found['half']:,} bytes at half of them and {found['end']:,} at the end, in the second half",
         f"at most {found['growth']:,} more than at half. 1 MiB is allowed, one arena of Python's allocator; a list with",
-        f"a slot for each update would have taken {4 * updates:,} bytes. To the byte, by tracemalloc: the second half",
+        f"a slot for each update of that half takes {4 * updates:,} bytes. To the byte, by tracemalloc: the second half",
         f"of {traced:,} updates adds {found['kept']:,} bytes to what Python and NumPy hold;",
         f"{endurance.KEPT * traced // 2:,} are allowed,",
         f"half such a list. **{'Flat' if found['flat'] else 'It grows'}.**", "",
