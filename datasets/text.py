@@ -50,9 +50,10 @@ def words_of(texts: Iterable[str], where: str = "text") -> Iterator[list[str]]:
         # not splitlines: it also cuts at characters that are mere white space here
         words = text.replace("\n", f" {END_OF_LINE} ").split()
         rest = words.pop() if text and not text[-1].isspace() else ""
-        if len(rest) > LONGEST:
+        longest = max([rest, *words[:1]], key=len)  # no other can be longer than a chunk
+        if len(longest) > LONGEST:
             raise InputError(f"{where}: expected words of at most {LONGEST:,} characters, got one that begins with "
-                             f"{rest[:20]!r} and is longer")
+                             f"{longest[:20]!r} and is longer")
         yield words
     if rest:
         yield [rest]

@@ -77,6 +77,8 @@ def test_a_word_without_end_is_refused_before_it_is_read_whole():
     with pytest.raises(InputError, match="file: expected words of at most 1,048,576 characters, got one that begins with"):
         [*words_of(pieces(10), "file")]
     assert len(read) == 2
+    with pytest.raises(InputError, match="got one that begins with"):
+        [*words_of(["x" * LONGEST, "x ends here"])]
     assert [*chain.from_iterable(words_of(pieces(1)))] == ["x" * LONGEST]
 
 

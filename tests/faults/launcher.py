@@ -3,8 +3,8 @@
 python launcher.py {"kill": N} train …: SIGKILL at event N, counted from 1. Events are updates and the calls that change or
 sync files. {"plant": NAME}: an error planted first. {"count": FILE}: the number of events, written there at the end.
 {"hold": [PLACE, SAVE, N]}: the thread that writes checkpoint SAVE "beside" training, or "before" it goes on, stands still at
-event N of that, for ever; or a "worker" in the update after checkpoint SAVE. Then, and after each signal that has not ended
-the process, and where the first thread waits for a write, a line on stderr says so.
+event N of that, for ever; or a "worker" in the update after checkpoint SAVE. Then, after each signal that has not ended the
+process, and where the first thread waits for a write, a line on stderr says so.
 """
 
 import atexit
@@ -86,13 +86,16 @@ def say(text: str) -> None:
 
 
 def stand_still() -> None:
-    """For ever; a signal's handler may still end the first thread."""
+    """For ever; a signal's handler may still end the first thread.
+
+    Which is woken again and again: a signal that comes just before it waits for a lock is seen only with the next one.
+    """
+    say("held")
+    first = threading.main_thread()
     while True:
-        say("held")
-        if threading.current_thread() is threading.main_thread():
-            signal.pause()
-        else:
-            threading.Event().wait()
+        threading.Event().wait(0.01)
+        if threading.current_thread() is not first:
+            signal.pthread_kill(first.ident, signal.SIGUSR1)
 
 
 def hold(place: str, save_number: int, number: int) -> Callable[[], None]:
@@ -137,6 +140,7 @@ def hold(place: str, save_number: int, number: int) -> Callable[[], None]:
         if left == 0:
             stand_still()
 
+    signal.signal(signal.SIGUSR1, lambda *_: None)
     checkpoint.save, signal.signal = watched, told_handler  # type: ignore[assignment]
     writer.Writer.wait = told_wait  # type: ignore[method-assign]
     from refimpl import training
