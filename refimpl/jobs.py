@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refimpl import accounting, checkpoint, locks, ram, room, runs, settings
+from refimpl import accounting, checkpoint, locks, room, runs, settings
 from refimpl.arrays import Place
 from refimpl.bench import bench as measure
 from refimpl.blas import this_machine
@@ -14,7 +14,7 @@ from refimpl.config import DataConfig, TrainConfig
 from refimpl.datasets.batches import Batches
 from refimpl.datasets.corpus import Corpus, open_corpus, with_defaults
 from refimpl.datasets.published import ITEMS
-from refimpl.device.ledger import ledger as count
+from refimpl.device.ledger import ledger as count_asked
 from refimpl.device.opening import on_host
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation
@@ -57,11 +57,11 @@ def dry_run(request: Request) -> dict[str, Any]:
         corpus = open_corpus(data, request.store)
         tables["model"]["vocabulary"] = corpus.vocabulary.size
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
-    available = ram.available()
-    shortages = {when: room.shortage(config, train_config, share, available)
+    count, available = room.of(request.device)
+    shortages = {when: room.shortage(config, train_config, share, available, count)
                  for when, share in (("full_span", 1.0), ("span_initial", config.span_initial))}
     return {"name": _name(request), "data": {"path": data.path, **data.conventions},
-            **accounting.describe(config, train_config), "available_memory": available,
+            **accounting.describe(config, train_config, count), "available_memory": available,
             "shortage": {when: told or None for when, told in shortages.items()}}
 
 
@@ -79,7 +79,7 @@ def ledger(request: Request) -> dict[str, Any]:
     tables = _given(request)
     tables["model"].setdefault("vocabulary", BYTES)
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
-    return {"name": _name(request), **count(config, train_config)}
+    return {"name": _name(request), **count_asked(config, train_config)}
 
 
 def open_run(request: Request, resume: bool, ranks: Ranks = ALONE) -> Opened:
@@ -106,17 +106,18 @@ def open_run(request: Request, resume: bool, ranks: Ranks = ALONE) -> Opened:
     config = settings.model_config({**tables["model"], "vocabulary": size})
     batches = _batches(corpus, train_config)
     _check_validation(corpus)
-    if request.device == "cpu":
-        room.check(config, train_config, config.span_initial, ram.available())
+    count, available = room.of(request.device)
+    room.check(config, train_config, config.span_initial, available, count)
     _check_device(request, train_config)
     run = runs.begin(folder, config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256,
                      ranks)
     return _opened(run, corpus, request)
 
 
-def later_shortage(saved: checkpoint.Checkpoint) -> str:
+def later_shortage(saved: checkpoint.Checkpoint, device: str) -> str:
     """What to tell of a run that fits as it begins but not with every span full; "" if it does, or if spans are fixed."""
-    return room.shortage(saved.config, saved.train_config, 1.0, ram.available()) if saved.config.adaptive_span else ""
+    count, available = room.of(device)
+    return room.shortage(saved.config, saved.train_config, 1.0, available, count) if saved.config.adaptive_span else ""
 
 
 def _check_validation(corpus: Corpus) -> None:
@@ -149,8 +150,8 @@ def _gone_on_with(request: Request, folder: Path, ranks: Ranks) -> Opened:
         runs.changed(saved, data, given)
     else:
         saved = checkpoint.load(folder)
-        if request.device == "cpu":
-            room.check(saved.config, saved.train_config, _longest_span(saved), ram.available())
+        count, available = room.of(request.device)
+        room.check(saved.config, saved.train_config, _longest_span(saved), available, count)
         data = _absolute(run_data(folder, saved, request.data_path))
         runs.changed(saved, data, given)
         corpus = open_corpus(data, request.store, vocabulary_of(saved))

@@ -107,6 +107,7 @@ def attend(
         if arguments.memory_values is not None:
             product(by_head(weights[..., window:]), arguments.memory_values[part.heads], by_head(here),
                     math.sqrt(slots_of(arguments)), add=True)
+        del weights, at_distance  # before the next part has its own
     return collected(shapes[0], at.rows, 0, y), saved
 
 
@@ -132,7 +133,7 @@ def backward(dy: Array, saved: Saved) -> Arguments:
                saved.total[part.tile], None if d_spans is None else d_spans[part.tile], float(largest_exponent(dy.dtype)))
         _add_values(saved, part, weights, here, d_values, d.memory_values)
         _add_logits(saved, part, d_weights, at_distance, d_queries, d_keys, d)
-    del weights, d_weights, at_distance  # before as much again is made of what is in tiles
+        del weights, d_weights, at_distance  # before the next part has its own
     shapes = saved.shapes
     return d._replace(
         queries=collected(shapes[0], at.rows, 0, *d_queries), keys=collected(shapes[1], at.keys, at.first, d_keys[None]),

@@ -76,6 +76,16 @@ def find() -> Found:
     return Found(cupy, devices, "" if devices else "the driver finds no GPU")
 
 
+def free_bytes(name: str) -> int | None:
+    """Bytes that nothing holds on the device of this name, CuPy's pool included; None where there is no such device."""
+    found, number = find(), number_of(name)
+    if number is None or number >= found.devices:
+        return None
+    with found.library.cuda.Device(number):
+        free, _ = found.library.cuda.runtime.memGetInfo()
+        return int(free + found.library.get_default_memory_pool().free_bytes())
+
+
 def _trial(cupy: Any) -> str:
     """Why CuPy can't compute here, though it loads: its compiler or its matrix library may be missing."""
     try:
