@@ -43,8 +43,10 @@ class Made(NamedTuple):
 Compute = Callable[[Given], Made]
 
 
-def check(config: ModelConfig, train_config: TrainConfig) -> None:
-    """Raises InputError for models whose update waits for the device, or has shapes that depend on data."""
+def check(config: ModelConfig, train_config: TrainConfig, device: str = "gpu") -> None:
+    """Raises InputError without a GPU, and for models whose update waits for it, or has shapes that depend on data."""
+    if device == "cpu":
+        raise InputError("--cuda-graph: expected a GPU with it (--device gpu), got --device cpu")
     if config.cutoffs:
         raise InputError(f"--cuda-graph: expected a model without cutoffs, whose shapes depend on the tokens, got "
                          f"{list(config.cutoffs)}")
@@ -119,7 +121,8 @@ class Graph:
             self._past = past.copy()
         elif self._past is not past:
             self._past[...] = past
-        return Given(buffer[:NUMBERS].view("float64"), *buffer[NUMBERS:].reshape(2, *shape), self._past)
+        of_tokens, of_targets = buffer[NUMBERS:].reshape(2, *shape)
+        return Given(buffer[:NUMBERS].view("float64"), of_tokens, of_targets, self._past)
 
     def _kept(self, compute: Compute, given: Given) -> Array:
         """Computes, in the pool, and copies out what lasts; returns the past: in its place, unless it has another shape."""
@@ -143,4 +146,5 @@ class Graph:
         except Exception as error:
             with suppress(Exception):
                 self._stream.end_capture()
-            raise InputError(f"--cuda-graph: this update can't be captured: {first_line(error)}; leave the option out") from error
+            reason = first_line(error)
+            raise InputError(f"--cuda-graph: this update can't be captured: {reason}; leave the option out") from error

@@ -53,11 +53,11 @@ def opened(name: str, tf32: bool = False) -> Place:
     if tf32 and not has_tf32(found.library, number):
         raise InputError(f"--tf32: expected a GPU of compute capability 8.0 or more, got {described(found.library, number)}")
     set_tf32(tf32)
-    return placed_in_tf32 if tf32 else found.library.asarray  # type: ignore[no-any-return]
+    return placed_in_tf32 if tf32 else found.library.asarray
 
 
 def placed_in_tf32(array: Array) -> Array:
-    """The place of a GPU with TF32, for whole numbers and float32. Raises InputError for float64, which it leaves as it is."""
+    """The place of a GPU with TF32. Raises InputError for float64, which it leaves as it is."""
     if array.dtype.char == "d":
         raise InputError("--tf32: expected float32 (train.dtype), got float64, whose products it does not concern")
     return arrays.module_of_device().asarray(array)

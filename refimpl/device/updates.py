@@ -21,7 +21,8 @@ def update(
     core = windows.narrowed(core_for(train_config.attention, config, tokens, p.vector), state.windows)
 
     def compute(given: graphs.Given) -> graphs.Made:
-        masks = keep_masks(config, *given.tokens.shape, train_config.seed, number, now=given.now)
+        batch, block = given.tokens.shape
+        masks = keep_masks(config, batch, block, train_config.seed, number, now=given.now)
         out, g = model.loss_and_gradients(p, config, given.tokens, given.targets, given.past, masks, core)
         norm = optimizer.update(p, g, state, train_config, out.loss, given.now)
         return graphs.Made(out.loss, out.span_penalty, norm, out.past)

@@ -73,7 +73,8 @@ FORBIDDEN = {  # the call, the stream's kind, the mode, the error
     "malloc": (lambda y: runtime.malloc(64), True, LOCAL, "cudaErrorStreamCaptureUnsupported"),
     "free": (lambda y: runtime.free(y.data.ptr), True, LOCAL, "cudaErrorStreamCaptureUnsupported"),
     "pinned": (lambda y: runtime.hostAlloc(64, 0), True, LOCAL, "cudaErrorStreamCaptureUnsupported"),
-    "copy": (lambda y: runtime.memcpy(y.data.ptr, HOST.ctypes.data, 16, 1), True, LOCAL, "cudaErrorStreamCaptureUnsupported"),
+    "copy": (lambda y: runtime.memcpy(y.data.ptr, HOST.ctypes.data, 16, 1), True, LOCAL,
+             "cudaErrorStreamCaptureUnsupported"),
     "copy on the legacy stream": (lambda y: runtime.memcpy(y.data.ptr, HOST.ctypes.data, 16, 1), False, RELAXED,
                                   "cudaErrorStreamCaptureImplicit"),
     "copy of unpinned memory": (lambda y: runtime.memcpyAsync(
@@ -81,8 +82,8 @@ FORBIDDEN = {  # the call, the stream's kind, the mode, the error
         "cudaErrorStreamCaptureUnsupported"),
     "wait": (lambda y: cupy.cuda.get_current_stream().synchronize(), True, RELAXED, "cudaErrorStreamCaptureUnsupported"),
     "wait for all": (lambda y: runtime.deviceSynchronize(), True, RELAXED, "cudaErrorStreamCaptureUnsupported"),
-    "launch on the legacy stream": (lambda y: ADD((1,), (2,), (y, 1.0, None), stream=cupy.cuda.Stream.null), False, RELAXED,
-                                    "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT"),
+    "launch on the legacy stream": (lambda y: ADD((1,), (2,), (y, 1.0, None), stream=cupy.cuda.Stream.null), False,
+                                    RELAXED, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT"),
     "event from outside": (lambda y: cupy.cuda.get_current_stream().wait_event(EVENT), True, RELAXED,
                            "cudaErrorStreamCaptureIsolation"),
     "event from within": (lambda y: cupy.cuda.get_current_stream().record().synchronize(), True, RELAXED,
@@ -95,7 +96,7 @@ EVENT = cupy.cuda.Stream.null.record()
 def test_what_a_capture_forbids_fails_and_ends_it(name):
     call, non_blocking, mode, error = FORBIDDEN[name]
     y = cupy.zeros(2)
-    with pytest.raises(Exception, match="Invalidated"), capture(non_blocking, mode):  # noqa: SIM117, PT012
+    with pytest.raises(Exception, match="Invalidated"), capture(non_blocking, mode):  # noqa: PT012
         with pytest.raises(Exception, match=error):
             call(y)
         with pytest.raises(Exception, match=r"INVALIDATED|Invalidated|invalidated"):
@@ -158,7 +159,7 @@ def test_products_in_tf32_round_factors_to_ten_bits(columns, turned):
     cuda_on_cpu.reset_counters()
     for mode, (a, b) in ((3, rounded), (0, factors)):
         cublas.setMathMode(handle, mode)
-        cublas.sgemm(handle, *turned, 4, columns, 5, one.ctypes.data, there[0].data.ptr, lines[0], there[1].data.ptr, lines[1],
-                     zero.ctypes.data, y.data.ptr, 4)
+        cublas.sgemm(handle, *turned, 4, columns, 5, one.ctypes.data, there[0].data.ptr, lines[0], there[1].data.ptr,
+                     lines[1], zero.ctypes.data, y.data.ptr, 4)
         np.testing.assert_allclose(y.get().T, a @ b, rtol=1e-5, atol=1e-6)
     assert (cuda_on_cpu.counters()["tf32_gemms"], cuda_on_cpu.counters()["gemms"]) == (1, 2)
