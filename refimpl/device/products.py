@@ -62,8 +62,8 @@ def _succeed(name: str, status: int) -> None:
 def set_tf32(on: bool) -> None:
     """Whether float32 products on this device may round their factors to 10 bits after the point, for tensor cores.
 
-    Either way it is told to cuBLAS, for `product`, and to CuPy, for its products of two matrices. Stacks that CuPy multiplies
-    (persistent vectors of the split variants) name float32 and no more: cuBLAS decides by what it was told.
+    Either way it is told to cuBLAS, for `product`, and to CuPy, for its products of two matrices. Stacks that CuPy
+    multiplies (persistent vectors of the split variants) name float32 and no more: cuBLAS decides by what it was told.
     """
     cuda = module_of_device().cuda
     cuda.cublas.setMathMode(cuda.get_cublas_handle(), TF32_MATH if on else DEFAULT_MATH)
