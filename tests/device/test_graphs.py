@@ -97,16 +97,18 @@ def test_an_update_sends_its_tokens_and_waits_for_nothing_also_where_it_is_captu
 
 
 def test_temporaries_of_a_graph_are_nobody_elses_and_it_goes_with_its_state():
-    """Whatever memory can be had between two updates is filled with NaN."""
+    """Whatever memory can be had between two updates is held during the next one, which must neither read nor write it."""
     cupy.get_default_memory_pool().free_all_blocks()
     before, (p, state) = cuda_on_cpu.counters()["graphs"], there(CONFIG, TRAIN, True)
-    past = None
+    past, held = None, []
     for segment in segments(CONFIG, TRAIN):
         past = model.initial_past(CONFIG, 2, p.vector) if segment.restart else past
         past = training.update(p, state, CONFIG, TRAIN, segment.tokens, segment.targets, past).past
+        assert all((array == -1e30).all() for array in held)
+        held = []
         for stream in (cupy.cuda.Stream.null, state.graph._stream):
             with stream:
-                _ = [cupy.full(1 << size, np.nan) for size in range(15) for _ in range(4)]
+                held += [cupy.full(1 << size, -1e30, "float32") for size in range(15) for _ in range(4)]
     np.testing.assert_array_equal(p.vector.get(), trained(CONFIG, TRAIN, False)[1][0])
     assert cuda_on_cpu.counters()["graphs"] == before + 1
     state.graph = None
