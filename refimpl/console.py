@@ -83,7 +83,9 @@ def bench_text(result: Mapping[str, Any]) -> str:
             ("generation, one text", f"{pace['generation']:,.0f} tokens/s"),
             (f"matrix products, threads: {result['threads']}", f"{result['matrix_rate'] / 1e9:,.0f} GFLOP/s"),
             ("memory, read and written", f"{result['memory_rate'] / 1e9:,.1f} GB/s")]
-    return "\n".join((table(rows), table(told), f"{result['processor']}; {result['blas']}; NumPy {result['numpy']}"))
+    asked = [name for key, name in (("tf32", "; TF32"), ("cuda_graph", "; updates from a CUDA graph")) if result[key]]
+    last = "".join((f"{result['processor']}; {result['blas']}; NumPy {result['numpy']}", *asked))
+    return "\n".join((table(rows), table(told), last))
 
 
 def ledger_text(result: Mapping[str, Any]) -> str:

@@ -14,11 +14,11 @@ SMALLEST_BLOCK, SMALLEST_SPAN = 16, 16
 Count = Callable[[ModelConfig, TrainConfig, float], Mapping[str, int]]  # bytes by purpose, as accounting's
 
 
-def of(device: str) -> tuple[Count, int | None]:
-    """How memory is counted where it will be taken, and how many bytes are there, None if nobody knows."""
+def of(device: str) -> tuple[int | None, Count]:
+    """How many bytes are there where memory will be taken, None if nobody knows, and how it is counted."""
     if number_of(device) is None:
-        return bytes_by_purpose, ram.available()
-    return sizes.bytes_by_purpose, free_bytes(device)
+        return ram.available(), bytes_by_purpose
+    return free_bytes(device), sizes.bytes_by_purpose
 
 
 def shortage(

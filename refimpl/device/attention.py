@@ -222,10 +222,11 @@ def slots_of(arguments: Arguments) -> int:
 
 
 def streams(saved: Saved) -> tuple[Any, ...]:
-    """Spans; dropout's words for context and memory; their masks where these are arrays."""
+    """Spans; dropout's words for context and memory; their masks where these are arrays; where the update's number is."""
     masks = saved.keep, saved.keep_memory
     return (saved.arguments.rho, *(packed(entropy_words(mask)) for mask in masks),
-            *(None if mask is None or isinstance(mask, Mask) else module_of(mask).ascontiguousarray(mask) for mask in masks))
+            *(None if mask is None or isinstance(mask, Mask) else module_of(mask).ascontiguousarray(mask) for mask in masks),
+            next((mask.now for mask in masks if isinstance(mask, Mask)), None))
 
 
 def entropy_words(keep: Keep) -> list[int]:

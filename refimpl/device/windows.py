@@ -27,10 +27,10 @@ class Core:
 
     def __init__(self, reaches: Mapping[int, tuple[int, ...]]) -> None:
         """reaches: by the address of the layer's ρ."""
-        self._reaches = reaches
+        self.reaches = reaches
 
     def _reach(self, rho: Array | None) -> tuple[int, ...]:
-        return () if rho is None else self._reaches.get(rho.data.ptr, ())
+        return () if rho is None else self.reaches.get(rho.data.ptr, ())
 
     def needed(self, rho: Array | None, options: Options) -> int:
         """How many positions before the block have an effect."""
