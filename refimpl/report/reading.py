@@ -53,7 +53,7 @@ def read(path: Path, store: Path) -> RunFolder:
     folder = path.resolve().parent.parent if (path / checkpoint.MANIFEST).is_file() else path
     notes: list[str] = []
     try:
-        saved = checkpoint.load(path)
+        saved = checkpoint.load(path, to_train=False)
     except InputError as error:
         if not (folder / "config.toml").is_file():
             raise InputError(f"{path}: expected a run's folder, with config.toml or checkpoints, got neither") from error
