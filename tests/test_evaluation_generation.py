@@ -41,7 +41,7 @@ def test_mean_is_over_tokens_and_the_past_is_carried():
 
 
 def test_no_layer_keeps_what_a_backward_would_need():
-    """What layers save in a training update's forward is three times the past; without it there are two pasts and a layer."""
+    """What layers save for a backward is three times the past; without it there are two pasts and one layer."""
     config = ModelConfig(vocabulary=11, width=16, heads=2, layers=8, span=2**15, memory=1, adaptive_span=False,
                          zero_past=True)
     p, tokens = parameters.initialize(config, dtype="float32"), text(17).reshape(1, 17)
