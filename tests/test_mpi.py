@@ -281,6 +281,23 @@ def test_what_spans_may_come_to_need_is_told_once(mpi, arguments, tmp_path):
     assert err.count("more than there is") == 1
 
 
+def test_parameters_that_are_not_finite_on_one_rank_end_all(mpi, arguments, tmp_path):
+    """As after a fault of memory, just before a checkpoint: no rank waits for one that has ended."""
+    spoil = """
+        import numpy as np
+        from refimpl import running
+        save = running._save
+        def spoilt(run, *rest, **options):
+            run.saved.parameters.vector[5] = np.nan
+            return save(run, *rest, **options)
+        running._save = spoilt
+        """
+    code, _, err = mpi(2, "-c", on_rank(1, spoil), *arguments, "--out", tmp_path / "run")
+    assert code == 1
+    assert err.count("first tensor that is not finite: parameter ") == 1
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
 def test_sums_that_differ_never_reach_a_checkpoint(mpi, arguments, tmp_path):
     """One rank's parameters are off by one unit: nothing of it is written."""
     spoil = """
