@@ -175,5 +175,5 @@ def _update_of(line: str) -> float:
     """The update that a line of the log tells of; infinity for what a killed writer left."""
     try:
         return float(json.loads(line)["update"]) if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf

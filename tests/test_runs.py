@@ -144,7 +144,7 @@ def test_the_best_is_kept_beside_the_last(validated, command):
 def test_a_log_with_lines_of_other_bytes_keeps_no_run_from_going_on(command, trained):
     before = log_of(trained)
     with (trained / "log.jsonl").open("ab") as log:
-        log.write(b'\xff\xfe\n{"update": 6\xe9}\n')
+        log.write(b'\xff\xfe\n{"update": 6\xe9}\n{"update": 1' + b"0" * 400 + b"}\n" + b"[" * 100_000 + b"\n")
     end = command("train", "--out", trained, "--resume", *options("train.updates=8"))
     assert end.code == 0, end.err
     assert log_of(trained)[: len(before)] == before
