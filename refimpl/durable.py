@@ -5,9 +5,10 @@ import io
 import os
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from refimpl.errors import InputError
 
@@ -68,6 +69,13 @@ def remove(folder: Path) -> None:
 
 def read(path: Path, largest: int, expected: str) -> bytes:
     """The content of a plain file of no more bytes than that. Raises InputError that says what was expected."""
+    with opened(path, largest, expected) as file:
+        return file.read(largest)
+
+
+@contextmanager
+def opened(path: Path, largest: int, expected: str) -> Iterator[BinaryIO]:
+    """The same file, to be read a part at a time."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # to open a pipe would wait for its writer
     except OSError as error:
@@ -81,8 +89,18 @@ def read(path: Path, largest: int, expected: str) -> bytes:
         if came:
             raise InputError(f"{path}: expected {expected}, got {came}")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(largest)
+            yield file
     except OSError as error:
         raise InputError(f"{path}: expected {expected}, got {error.strerror}") from error
     finally:
         os.close(descriptor)
+
+
+def digest(path: Path, largest: int, expected: str) -> tuple[int, str]:
+    """The size and SHA-256 of what `read` would return, which is not kept."""
+    found, size = hashlib.sha256(), 0
+    with opened(path, largest, expected) as file:
+        while part := file.read(min(PIECE, largest - size)):
+            found.update(part)
+            size += len(part)
+    return size, found.hexdigest()

@@ -62,7 +62,7 @@ class Saved(NamedTuple):
 
 def forward(
     p: Mapping[str, Array], config: ModelConfig, tokens: Array, targets: Array, past: Array, masks: Masks | None = None,
-    first_position: int = 0, core: ModuleType = attention,
+    first_position: int = 0, core: ModuleType = attention, save: bool = True,
 ) -> Output:
     """Scores `targets` (B, T) after `tokens` (B, T) and `past` (L, B, P, D), the layers' inputs of earlier segments.
 
@@ -71,7 +71,7 @@ def forward(
     attention, see variants.py. Raises InputError for shapes that disagree and for token ids outside the vocabulary.
     """
     check_targets(config, tokens, targets)
-    h, new_past, stacked = hidden_states(p, config, tokens, past, masks or {}, first_position, core)
+    h, new_past, stacked = hidden_states(p, config, tokens, past, masks or {}, first_position, core, save)
     if config.cutoffs:
         softmax = softmax_core(core)
         token_loss, softmax_saved = softmax.forward(h, targets, softmax_weights(p, config), config.cluster_order)
@@ -117,7 +117,7 @@ def score_words(p: Mapping[str, Array], config: ModelConfig, h: Array) -> Array:
 
 def hidden_states(
     p: Mapping[str, Array], config: ModelConfig, tokens: Array, past: Array, masks: Masks, first_position: int,
-    core: ModuleType = attention,
+    core: ModuleType = attention, save: bool = True,
 ) -> tuple[Array, Array, Saved]:
     """The last hidden state (B, T, D), the new past, and what was saved on the way; `scored` is still to come."""
     check_past(config, tokens, past)
@@ -129,7 +129,7 @@ def hidden_states(
         inputs.append(h)
         weights, keep = layer_weights(p, layer), transformer_layer.part(f"layers.{layer}", masks)
         h, saved = transformer_layer.forward(h, past[layer], weights, options, keep)
-        layers.append(saved)
+        layers += [saved] if save else []
     h, final_norm = transformer_layer.normalize("final_norm", h, p) if config.norm == "pre" else (h, None)
     last, hidden_dropped = dropout.forward(h, masks.get("hidden"), config.embedding_dropout)
     saved_all = Saved(p, config, embedded, embedding_dropped, [*inputs, h], layers, final_norm, hidden_dropped, None)

@@ -177,8 +177,8 @@ def check_finite(p: Parameters, config: ModelConfig, result: Result, ranks: Rank
             out = model.forward(p, config, result.tokens[rows], result.targets[rows], result.past[:, rows], core=core)
             if bad is None and not xp.isfinite(out.loss):
                 bad = out
-        every = ranks.stacked([math.inf if bad is not None else 0.0])
-        if not (math.isfinite(float(every.sum())) and xp.isfinite(p.vector).all()):
+        every = ranks.stacked([0.0 if bad is None and xp.isfinite(p.vector).all() else math.inf])
+        if not math.isfinite(float(every.sum())):
             loss = math.nan if bad is None else float(bad.loss)
             raise NonFiniteError(f"after the last update: loss {loss}; first tensor that is not finite: "
                                  f"{_first_nonfinite(p, None, [out] if bad is None else [bad], ranks)}")

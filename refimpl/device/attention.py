@@ -134,11 +134,10 @@ def backward(dy: Array, saved: Saved) -> Arguments:
         _add_values(saved, part, weights, here, d_values, d.memory_values)
         _add_logits(saved, part, d_weights, at_distance, d_queries, d_keys, d)
         del weights, d_weights, at_distance  # before the next part has its own
-    shapes = saved.shapes
     return d._replace(
-        queries=collected(shapes[0], at.rows, 0, *d_queries), keys=collected(shapes[1], at.keys, at.first, d_keys[None]),
-        values=collected(shapes[1], at.keys, at.first, d_values[None]),
-        rho=None if d_spans is None else d_spans.sum((0, 2, 3)),
+        queries=collected(saved.shapes[0], at.rows, 0, *d_queries),
+        keys=collected(saved.shapes[1], at.keys, at.first, d_keys[None]),
+        values=collected(saved.shapes[1], at.keys, at.first, d_values[None]), rho=None if d_spans is None else d_spans.sum((0, 2, 3)),
         content_bias=None if arguments.content_bias is None else d_queries[0].sum((0, 2, 3)),
         position_bias=None if arguments.position_bias is None or arguments.positions is None
         else d_queries[1].sum((0, 2, 3)))
