@@ -96,6 +96,8 @@ def ledger_text(result: Mapping[str, Any]) -> str:
             ("attention", f"{result['attention']}, whichever is set")]
     if result["spans_read_every"]:
         told.append(("spans are read", f"before every {result['spans_read_every']} updates"))
+    if result["uncounted"]:
+        told.append((result["uncounted"], "not counted: the text decides"))
     notes = "\n".join(result["sources"].values())
     return "\n".join((*tables, table(told), f"A bound is {result['bound']}.", notes))
 

@@ -1,8 +1,8 @@
 """What one update asks of a GPU, counted from the code's own shapes, and the least time that it could take: a bound.
 
-Bytes: each kernel's arrays, read and written once, as if nothing stood in the way. Operations: those of cuBLAS's products; of
-an adaptive softmax's tails none, because the text decides which rows they have. A device is taken at its data sheet's peak.
-No update has been timed on a GPU yet.
+Bytes: each kernel's arrays, read and written once, as if nothing stood in the way. Operations: those of cuBLAS's products;
+of an adaptive softmax's tails none, because the text decides which rows they have. A device is taken at its data sheet's
+peak. No update has been timed on a GPU yet.
 """
 
 from collections import defaultdict
@@ -48,7 +48,8 @@ def ledger(config: ModelConfig, train_config: TrainConfig) -> dict[str, Any]:
         "span_initial": _told(config, train_config, config.span_initial),
         "full_span": _told(config, train_config, 1.0),
         "sent_bytes": 2 * rows * np.dtype("int64").itemsize, "read_back_bytes": 0, "synchronizations": 0,
-        "attention": "tiled", "spans_read_every": windows.interval(train_config) if looks else 0,
+        "attention": "tiled", "uncounted": "rows of the adaptive softmax's tails" if config.cutoffs else "",
+        "spans_read_every": windows.interval(train_config) if looks else 0,
         "sources": {name: peak.source for name, peak in PEAKS.items()}, "tokens_per_update": rows,
     }
 

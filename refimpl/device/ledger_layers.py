@@ -83,7 +83,8 @@ def linear(found: Sum, rows: int, inner: int, outer: int, bias: bool = False) ->
 def _multi_head(found: Sum, shape: Shape, pre: bool) -> None:
     """Queries from the block, keys and values from the context, whose gradients go no further than the layer's input."""
     config, rows, width = shape.config, shape.rows, shape.config.width
-    found.each(rows * width * (shape.batch > 1))  # the block as a view of the context
+    if shape.batch > 1:  # the block is a view of the context, where T = 1 for a second time in backward
+        found.each(rows * width, times=2 if shape.block == 1 else 1)
     linear(found, rows, width, width)
     for _ in range(2):
         needed = shape.context if pre else rows
@@ -94,6 +95,7 @@ def _multi_head(found: Sum, shape: Shape, pre: bool) -> None:
     linear(found, rows, width, width)
     found.each((shape.context if pre else rows) * width, read=2)
     found.each(rows * width, read=2)
+    found.each(rows * width * (shape.batch == 1), times=2)  # CuPy writes back what it has added in place
     if config.positions == "transformer-xl":
         sinusoid(found, config.span, width)
         found.kernel(config.span * width, config.span * width, 2)
