@@ -1,148 +1,168 @@
-"""python benchmarks/attention.py: the tiled attention beside PyTorch and JAX, float32, forward and backward.
+"""The tiled attention beside PyTorch, eager and compiled, JAX and the textbook, float32, forward and backward.
 
-All run in turn in one process, on all cores; results are compared before anything is timed. Prints for each the median time
-over the repeats, the spread, the median of the ratios to ours within a repeat, and which share of the measured rate of large
-matrix products the products that the function needs would make. `--json FILE` keeps every time.
+    python -m pip install torch==2.13.0 jax
+    python benchmarks/attention.py --json attention.json
 
-Which kernels NumPy's BLAS takes is decided when it is loaded: set OPENBLAS_CORETYPE beforehand to choose others.
+Each contender has a process of its own, and they take turns; y and every gradient are compared before anything is timed.
+Beside the times: which share of the rate of large matrix products, measured in the same turns, the products that the
+function needs would make. `--memory` tells what the first turn of each takes beside its arguments.
 """
 
-import argparse
-import json
-import os
-import platform
-import resource
-import statistics
-import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import click
+import measure
 import numpy as np
-from threadpoolctl import threadpool_info
 
-sys.path.insert(0, str(Path(__file__).parent))
-from attention_peers import FIELDS, jax_runner, torch_runner
-
-from refimpl.arrays import available_cores, map_in_threads
+from refimpl.arena import Arena, lent
+from refimpl.arrays import available_cores, limit_threads, map_in_threads
 from refimpl.layers import attention, tiled_attention
 
-CASES = {  # B, H, T, S, N, E and each head's z
-    "full": (4, 8, 512, 1024, 1024, 64, (1024,) * 8),
-    "uneven": (4, 8, 512, 1024, 1024, 64, (16, 16, 32, 32, 64, 64, 128, 1024)),
-    "short": (4, 8, 512, 1024, 1024, 64, (64,) * 8),
-    "long": (1, 8, 512, 8192, 1024, 64, (8192,) * 8),
+SHAPE = {"batch": 4, "heads": 8, "block": 512, "size": 1024, "slots": 1024, "width": 64}
+CASES: dict[str, dict[str, Any]] = {  # and each head's z
+    "spans full": {**SHAPE, "spans": (1024,) * 8},
+    "spans uneven": {**SHAPE, "spans": (16, 16, 32, 32, 64, 64, 128, 1024)},
+    "spans 64": {**SHAPE, "spans": (64,) * 8},
+    "S = 8192, one text": {**SHAPE, "batch": 1, "size": 8192, "spans": (8192,) * 8},
 }
+SMALL = {"quick": {"batch": 2, "heads": 2, "block": 8, "size": 64, "slots": 3, "width": 4, "spans": (5, 64)}}
+USUAL = tuple(CASES)[:3]
 RAMP = 32
-AGREEMENT = 1e-4  # of the largest entry: float32 sums over a few thousand terms, in different orders
-PEERS = {
-    "torch": lambda *given: torch_runner(*given, compiled=False),
-    "torch.compile": lambda *given: torch_runner(*given, compiled=True),
-    "jax": jax_runner,
-}
+TOLERANCE = 1e-4  # float32 sums over a few thousand terms, in different orders
+FIELDS = ("queries", "keys", "values", "positions", "memory_keys", "memory_values", "rho")
+PEERS = {"torch eager": "attention_torch:eager", "torch.compile": "attention_torch:compiled",
+         "jax.jit": "attention_jax:Jitted", "textbook": "attention:Textbook"}
 
 
-def draw(batch, heads, block, size, slots, width, spans):
-    """Standard normal arguments with keys and values of unit scale, and a cotangent."""
+def draw(settings: Mapping[str, Any]) -> tuple[attention.Arguments, Any]:
+    """Standard normal arguments with keys and values of unit scale, and a cotangent; the same for all who ask."""
+    batch, heads, block, size, slots, width = (settings[name] for name in SHAPE)
     rng = np.random.default_rng(0)
     shapes = [(batch, block, heads, width), *[(batch, size + block, heads, width)] * 2, (size, width),
               *[(heads, slots, width)] * 2]
     arrays = [rng.standard_normal(shape, dtype="float32") for shape in shapes]
     arrays[4] /= np.sqrt(np.float32(width))
     arrays[5] /= np.sqrt(np.float32(slots))
-    rho = np.array(spans, "float32") / size
+    rho = np.array(settings["spans"], "float32") / size
     return attention.Arguments(*arrays, rho), rng.standard_normal(shapes[0], dtype="float32")
 
 
-def operations(batch, heads, block, size, slots, width, spans):
+def heads_first(name: str, array: Any) -> Any:
+    """(B, T, H, E) -> (B, H, T, E), for what has a batch; its own inverse."""
+    return np.ascontiguousarray(array.swapaxes(1, 2)) if name in ("y", *FIELDS[:3]) else array
+
+
+def named(results: Iterable[Any]) -> dict[str, Any]:
+    """y and gradients, heads first, by name and in our layout."""
+    return {name: heads_first(name, array) for name, array in zip(("y", *FIELDS), results, strict=True)}
+
+
+def trimmed(rho: Any, size: int) -> int:
+    """Positions that any head sees, a multiple of 64: what adaptive-span code trims its past to."""
+    return min(size, -(-(int((rho * size).max()) + RAMP) // 64) * 64)
+
+
+def operations(settings: Mapping[str, Any]) -> int:
     """In the matrix products that the function needs, without any beside the band: 5 forward and 13 backward."""
-    seen = [min(size, span + RAMP) for span in spans]
+    batch, _, block, size, slots, width = (settings[name] for name in SHAPE)
+    seen = [min(size, span + RAMP) for span in settings["spans"]]
     return 2 * batch * block * width * sum((3 + 8) * positions + (2 + 5) * slots for positions in seen)
 
 
-def matrix_rate():
-    """Operations per second of 1024 × 1024 products, one on each core at a time."""
-    left, out = np.ones((available_cores(), 1024, 1024), "float32"), np.empty((available_cores(), 1024, 1024), "float32")
-    start = time.perf_counter()
-    map_in_threads(lambda i: [np.matmul(left[i], left[i], out=out[i]) for _ in range(8)], range(len(left)), len(left))
-    return 8 * len(left) * 2 * 1024**3 / (time.perf_counter() - start)
+class Ours:
+    """layers/tiled_attention.py, its arrays in an arena, as in training."""
 
+    core: Any = tiled_attention
 
-def our_runner(arguments, dy):
-    """The same form as the peers'."""
-    options = attention.Options(arguments.positions.shape[0], RAMP)
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._limit = ExitStack()
+        self._limit.enter_context(limit_threads())  # as long as the subject is there, as the commands do
+        arguments, dy = draw(settings)
+        self._arguments, self._dy, self._arena = attention.Arguments(*map(lent, arguments[:7])), lent(dy), Arena()
+        self._options = attention.Options(settings["size"], RAMP)
 
-    def run():
+    def run(self) -> float:
+        """Seconds of both directions."""
+        self._told: Any = None
         start = time.perf_counter()
-        y, saved = tiled_attention.forward(arguments, options)
-        middle = time.perf_counter()
-        gradients = tiled_attention.backward(dy, saved)
-        return middle - start, time.perf_counter() - middle, [y, *(getattr(gradients, name) for name in FIELDS)]
+        with self._arena:
+            y, saved = self.core.forward(self._arguments, self._options)
+            self._told = y, self.core.backward(self._dy, saved)
+        return time.perf_counter() - start
 
-    return run
+    def results(self) -> dict[str, Any]:
+        """As they are."""
+        self.run()
+        y, gradients = self._told
+        return {"y": y, **{name: getattr(gradients, name) for name in FIELDS}}
 
-
-def compare(case, runners):
-    """Runs each once and raises SystemExit unless all agree with ours."""
-    expected = runners["refimpl"]()[2]
-    for name, run in runners.items():
-        for field, ours, theirs in zip(("y", *FIELDS), expected, run()[2], strict=True):
-            error, size = np.abs(ours - theirs).max(), np.abs(ours).max()
-            if not error <= AGREEMENT * size:
-                raise SystemExit(f"{case}: {field} of {name} differs by {error:.1e}, the largest entry is {size:.1e}")
-
-
-def measure(case, peers, repeats):
-    """Prints one case; returns its record."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    arguments, dy = draw(*CASES[case])
-    runners = {"refimpl": our_runner(arguments, dy), **{name: PEERS[name](arguments, RAMP, dy) for name in peers}}
-    compare(case, runners)
-    times, rates = {name: [] for name in runners}, []
-    for _ in range(repeats):
-        rates.append(matrix_rate())
-        for name, run in runners.items():
-            times[name].append(run()[:2])
-    ours, rate = [sum(pair) for pair in times["refimpl"]], max(rates)
-    for name, pairs in times.items():
-        both = [sum(pair) for pair in pairs]
-        median, ratio = statistics.median(both), statistics.median(a / b for a, b in zip(both, ours, strict=True))
-        forward = statistics.median(pair[0] for pair in pairs)
-        print(f"{case:7} {name:14} {median * 1e3:8.1f} ms ({min(both) * 1e3:.1f} … {max(both) * 1e3:.1f}), forward "
-              f"{forward * 1e3:.1f}   {ratio:5.1f} x   {operations(*CASES[case]) / median / rate:4.0%} of "
-              f"{rate / 1e9:.0f} GFLOP/s", flush=True)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    if not peers:
-        print(f"{case:7} memory, arguments and results included: +{memory / 1024:.0f} MiB")
-    return {"case": case, "seconds": times, "matrix_rates": rates, "memory_kib": memory}
+    def matrix_rate(self) -> float:
+        """Operations per second of 1024 × 1024 products, one on each core at a time."""
+        cores = available_cores()
+        left, out = np.ones((cores, 1024, 1024), "float32"), np.empty((cores, 1024, 1024), "float32")
+        start = time.perf_counter()
+        map_in_threads(lambda i: [np.matmul(left[i], left[i], out=out[i]) for _ in range(8)], range(cores), cores)
+        return 8 * cores * 2 * 1024**3 / (time.perf_counter() - start)
 
 
-def environment():
-    """What the figures depend on."""
-    versions = {}
-    for name in ("numpy", "torch", "jax"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    blas = [{key: library.get(key) for key in ("internal_api", "version", "architecture")}
-            for library in threadpool_info() if library["user_api"] == "blas"]
-    return {"python": platform.python_version(), "machine": platform.machine(), "cores": available_cores(),
-            "versions": versions, "blas": blas, "load": os.getloadavg()}
+class Textbook(Ours):
+    """layers/attention.py."""
+
+    core = attention
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=["full", "uneven", "short"], help=f"of {', '.join(CASES)}")
-    parser.add_argument("--peers", nargs="*", default=["torch"], choices=PEERS)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    about = environment()
-    print(f"{about['cores']} cores, NumPy {about['versions']['numpy']} with {about['blas']}, load {about['load']}")
-    records = [measure(case, given.peers, given.repeats) for case in given.cases]
-    if given.json:
-        given.json.write_text(json.dumps({"environment": about, "records": records}, indent=1) + "\n", encoding="utf-8")
+def compare(
+    settings: Mapping[str, Any], subjects: Mapping[str, str], repeats: int, threads: int, kernels: str
+) -> dict[str, Any]:
+    """The record of one case, as measure.compare's, with the best rate of products."""
+    with ExitStack() as stack:
+        contenders = measure.start(stack, subjects, settings, threads, kernels)
+        errors, times, rates = measure.check_agreement(contenders, TOLERANCE), {}, []
+        for _ in range(repeats):
+            rates.append(contenders[0].answer("matrix_rate"))
+            for name, seconds in measure.take_turns(contenders, 1, warm_up=not times).items():
+                times.setdefault(name, []).extend(seconds)
+        about = {contender.name: contender.about for contender in contenders}
+    return {"settings": settings, "times": measure.summarize(times), "largest_errors": errors, "contenders": about,
+            "matrix_rate": max(rates)}
+
+
+def shares(row: Mapping[str, Any]) -> dict[str, float]:
+    """What share of the rate of products each makes."""
+    needed = operations(row["settings"]) / row["matrix_rate"]
+    return {name: needed / times["median"] for name, times in row["times"].items()}
+
+
+@click.command()
+@click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Repeatable.  [default: all]")
+@click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)),
+              help=f"Repeatable.  [default: {', '.join(USUAL)}]")
+@click.option("--memory", is_flag=True, help="Tell peaks in place of times.")
+@measure.repeats_option(9)
+@measure.options()
+def main(
+    peers: Sequence[str], cases: Sequence[str], memory: bool, repeats: int, threads: int, kernels: str, quick: bool,
+    path: Path | None,
+) -> None:
+    """Prints the time, or the peak, of forward and backward for each case."""
+    made, rows = measure.machine(threads, kernels), []
+    subjects = {measure.OURS: "attention:Ours", **{name: PEERS[name] for name in peers or PEERS}}
+    measure.print_machine(made)
+    for case, settings in SMALL.items() if quick else [(case, CASES[case]) for case in cases or USUAL]:
+        if memory:
+            peaks = measure.first_memory(subjects, settings, threads, kernels)
+            measure.print_memory(case, peaks)
+            rows.append({"case": case, "settings": settings, "memory": peaks})
+            continue
+        rows.append({"case": case, **compare(settings, subjects, repeats, threads, kernels)})
+        measure.print_times(case, rows[-1]["times"])
+        told = ", ".join(f"{name} {share:.0%}" for name, share in shares(rows[-1]).items())
+        click.echo(f"{case:<26}of {rows[-1]['matrix_rate'] / 1e9:.0f} GFLOP/s: {told}")
+    measure.write(path, made, rows)
 
 
 if __name__ == "__main__":

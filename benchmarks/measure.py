@@ -112,10 +112,10 @@ def relative_error(found: Any, expected: Any) -> float:
     return float(difference / np.linalg.norm(expected.astype("float64"))) if difference else 0.0
 
 
-def take_turns(contenders: Sequence[Contender], repeats: int) -> dict[str, list[float]]:
+def take_turns(contenders: Sequence[Contender], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
     """Seconds of each turn, after one turn of each that warms up; what else the machine does slows all alike."""
     found: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for repeat in range(-1, repeats):
+    for repeat in range(-warm_up, repeats):
         for contender in contenders:
             time.sleep(PAUSE)
             seconds = contender.seconds()

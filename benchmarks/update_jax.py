@@ -3,7 +3,6 @@
 Cut past, relative positions, post-norm, plain output, names of parameters: as in update_torch.py.
 """
 
-import math
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import update
+from attention_jax import core
 
 from refimpl.config import ModelConfig
 
@@ -24,24 +24,9 @@ def attention(p: Mapping[str, Any], name: str, config: ModelConfig, size: int, h
     context = jnp.concatenate([past, h], 1)
     queries, keys, values = ((x @ p[f"{name}.{kind}"].T).reshape(batch, -1, heads, width).swapaxes(1, 2)
                              for x, kind in ((h, "query"), (context, "key"), (context, "value")))
-    product = jnp.pad((queries @ keys.mT).reshape(batch, heads, -1), ((0, 0), (0, 0), (0, block)))
-    product = product.reshape(batch, heads, block, size + block + 1)
-    logits = (product[..., :size] + queries @ p["positions"][:size][::-1].T) / math.sqrt(width)
-    weights = jax.nn.softmax(jnp.concatenate([logits, queries @ p[f"{name}.memory_keys"].mT], -1), -1)
-    distance = jnp.arange(size - 1, -1, -1, dtype=h.dtype)
-    ramp = config.span_ramp
-    mask = closed_clip((ramp + config.span * p[f"{name}.span"][:, None, None] - distance) / ramp)
-    weights = jnp.concatenate([weights[..., :size] * mask, weights[..., size:]], -1)
-    weights = weights / (weights.sum(-1, keepdims=True) + config.normalizer_epsilon)
-    skewed = jnp.pad(weights[..., :size], ((0, 0), (0, 0), (0, 0), (0, block + 1))).reshape(batch, heads, -1)[..., :-block]
-    y = skewed.reshape(batch, heads, block, size + block) @ values
-    y = y + weights[..., size:] @ (math.sqrt(config.memory) * p[f"{name}.memory_values"])
+    y = core(queries, keys, values, p["positions"], p[f"{name}.memory_keys"], p[f"{name}.memory_values"], p[f"{name}.span"],
+             config.span_ramp, config.normalizer_epsilon)
     return y.swapaxes(1, 2).reshape(batch, block, -1) @ p[f"{name}.output"].T
-
-
-def closed_clip(x: Any) -> Any:
-    """x between 0 and 1 with slope 1 at both ends too, as PyTorch's clamp has it; jnp.clip has less there."""
-    return jnp.where(x < 0, 0, jnp.where(x > 1, 1, x))
 
 
 def loss(

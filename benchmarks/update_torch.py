@@ -4,13 +4,13 @@ The past is cut to whole multiples of 64 positions by the layer's largest span, 
 positions, post-norm, plain output. Parameters have refimpl's names.
 """
 
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import update
+from attention_torch import core
 from torch.nn import functional
 
 from refimpl.config import ModelConfig
@@ -18,24 +18,12 @@ from refimpl.config import ModelConfig
 
 def attention(p: Mapping[str, Any], name: str, config: ModelConfig, size: int, h: Any, past: Any) -> Any:
     """(B, T, D), past (B, size, D) -> (B, T, D)."""
-    batch, block, _ = h.shape
-    heads, width = config.heads, config.head_width
+    batch, heads, width = len(h), config.heads, config.head_width
     context = torch.cat([past, h], 1)
     queries, keys, values = (functional.linear(x, p[f"{name}.{kind}"]).view(batch, -1, heads, width).transpose(1, 2)
                              for x, kind in ((h, "query"), (context, "key"), (context, "value")))
-    # query t's logits begin at column t: with one column more, rows of one column less begin there
-    product = functional.pad((queries @ keys.mT).flatten(2), (0, block)).view(batch, heads, block, size + block + 1)
-    logits = (product[..., :size] + queries @ p["positions"][:size].flip(0).T) / math.sqrt(width)
-    logits = torch.cat([logits, queries @ p[f"{name}.memory_keys"].mT], -1)
-    weights = torch.softmax(logits, -1)
-    distance = torch.arange(size - 1, -1, -1, dtype=h.dtype, device=h.device)
-    mask = ((config.span_ramp + config.span * p[f"{name}.span"][:, None, None] - distance) / config.span_ramp).clamp(0, 1)
-    seen = weights[..., :size] * mask
-    weights = torch.cat([seen, weights[..., size:]], -1)
-    weights = weights / (weights.sum(-1, keepdim=True) + config.normalizer_epsilon)
-    skewed = functional.pad(weights[..., :size], (0, block + 1)).flatten(2)[..., :-block]
-    y = skewed.view(batch, heads, block, size + block) @ values
-    y = y + weights[..., size:] @ (math.sqrt(config.memory) * p[f"{name}.memory_values"])
+    y = core(queries, keys, values, p["positions"], p[f"{name}.memory_keys"], p[f"{name}.memory_values"], p[f"{name}.span"],
+             config.span_ramp, config.normalizer_epsilon)
     return functional.linear(y.transpose(1, 2).flatten(2), p[f"{name}.output"])
 
 

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import ablations
+import attention
 import measure
 import numpy as np
 import profile_update
@@ -29,6 +30,8 @@ def run(folder, script, *options):
 SCRIPTS = [
     ("update.py", ["--case", "spans full", "--peer", "torch eager", "--peer", "jax.jit"], 1,
      {"refimpl", "torch eager", "jax.jit"}),
+    ("attention.py", ["--peer", "torch eager", "--peer", "jax.jit", "--peer", "textbook"], 1,
+     {"refimpl", "torch eager", "jax.jit", "textbook"}),
     ("adaptive_softmax.py", [], 2, {"refimpl", "refimpl's textbook", "AdaptiveLogSoftmaxWithLoss"}),
     ("generate.py", ["--tokens", "2"], 1, {"refimpl", "torch eager"}),
 ]
@@ -48,6 +51,16 @@ def test_it_compares_then_times_in_turn(tmp_path, script, options, rows, names):
         assert len(times["seconds"]) == 1
         assert times["ratio"] == times["ratio_of_least"] == times["median"] / row["times"]["refimpl"]["median"]
         assert f" {name} " in end.stdout
+
+
+def test_attention_tells_the_share_of_the_matrix_rate_or_peaks(tmp_path):
+    settings = attention.SMALL["quick"]
+    assert attention.operations(settings) == 2 * 2 * 8 * 4 * (11 * (5 + 32 + 64) + 7 * 2 * 3)
+    row = {"settings": settings, "matrix_rate": attention.operations(settings), "times": {"refimpl": {"median": 4.0}}}
+    assert attention.shares(row) == {"refimpl": 0.25}
+    end = run(FOLDER, "attention.py", "--memory", "--peer", "textbook", "--json", str(tmp_path / "figures.json"))
+    assert end.returncode == 0, end.stderr
+    assert json.loads((tmp_path / "figures.json").read_text())["rows"][0]["memory"].keys() == {"refimpl", "textbook"}
 
 
 def test_ranks_take_turns_and_agree(tmp_path):
@@ -180,11 +193,12 @@ def test_exponents_are_told(tmp_path):
 
 
 @pytest.mark.parametrize(("file", "old", "new", "script", "options", "told"), [
-    ("update_torch.py", "math.sqrt(width)", "width", "update.py", ["--peer", "torch eager"], "torch eager: expected loss"),
+    ("attention_torch.py", "width**-0.5", "width**-1", "update.py", ["--peer", "torch eager"], "torch eager: expected loss"),
+    ("attention_torch.py", "width**-0.5", "width**-1", "attention.py", ["--peer", "torch eager"], "torch eager: expected y"),
     ("update_torch.py", "norm > self._train.clip else 1", "norm < 0 else 1", "update.py", ["--peer", "torch eager"],
      "torch eager: expected updated"),
     ("update_torch.py", "h.detach()", "0 * h.detach()", "update.py", ["--peer", "torch eager"], "expected past"),
-    ("update_jax.py", "jnp.where(x < 0, 0, ", "jnp.where(x <= 0, 0, ", "update.py", ["--peer", "jax.jit"],
+    ("attention_jax.py", "jnp.where(x < 0, 0, ", "jnp.where(x <= 0, 0, ", "update.py", ["--peer", "jax.jit"],
      "jax.jit: expected gradient of layers.0.attention.span"),
     ("generate_torch.py", "weights.sum(-1, keepdim=True)", "(weights.sum(-1, keepdim=True) + 1e-4)", "generate.py",
      ["--tokens", "1"], "torch eager: expected log p"),

@@ -1,0 +1,119 @@
+"""The memory that a dry run tells beside the memory that a run takes: updates, validation and a checkpoint.
+
+    python benchmarks/estimate.py --json estimate.json
+
+Each run has a fresh process; measured is the peak of what is resident above what was before the run, when Python and NumPy
+had been loaded. The past is full from the first update on. The estimate is `train --dry-run`'s, with spans as they begin.
+"""
+
+import tempfile
+import tracemalloc
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import measure
+import numpy as np
+from contender import Contender
+
+from refimpl import accounting, optimizers, parameters, running, runs, settings, training
+from refimpl.arrays import limit_threads
+from refimpl.config import DataConfig, ModelConfig, TrainConfig
+from refimpl.datasets.batches import Batches, every_token_once
+from refimpl.evaluation import evaluate
+from refimpl.inputs import initial_past
+
+UPDATES, BLOCKS = 40, 2
+TRAIN = {"optimizer": "adagrad", "learning_rate": 0.07, "clip": 0.03, "clip_each": True, "workers": 0}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "laptop, textbook": ({"vocabulary": 256, **settings.preset("laptop")["model"]}, settings.preset("laptop")["train"]),
+    "tiles, spans full": ({"vocabulary": 256, "width": 512, "heads": 8, "layers": 4, "span": 1024, "memory": 512,
+                           "span_initial": 1.0}, {**TRAIN, "batch": 8, "block": 256}),
+    "cutoffs": ({"vocabulary": 60000, "width": 256, "heads": 4, "layers": 4, "span": 512, "memory": 256, "span_initial": 0.5,
+                 "cutoffs": [4000, 20000], "tie_tables": True, "tie_projections": True},
+                {"optimizer": "adam", "workers": 0, "batch": 8, "block": 128}),
+}
+QUICK = {
+    "textbook": ({"vocabulary": 256, "width": 64, "heads": 4, "layers": 3, "span": 64, "memory": 64, "span_initial": 0.5},
+                 {"optimizer": "adam", "workers": 0, "batch": 16, "block": 64}),
+    "tiles": ({"vocabulary": 256, "width": 128, "heads": 4, "layers": 3, "span": 512, "memory": 128, "span_initial": 1.0},
+              {**TRAIN, "batch": 8, "block": 128}),
+    "cutoffs": ({"vocabulary": 9000, "width": 128, "heads": 4, "layers": 3, "span": 256, "memory": 128, "span_initial": 0.5,
+                 "cutoffs": [1000, 3000], "tie_tables": True, "tie_projections": True},
+                {"optimizer": "adam", "workers": 0, "batch": 8, "block": 128}),
+}
+
+
+class Run:
+    """A short run on tokens that are drawn."""
+
+    def __init__(self, asked: Mapping[str, Any]) -> None:
+        self._limit = ExitStack()
+        self._limit.enter_context(limit_threads())
+        self._config = ModelConfig(**{**asked["model"], "zero_past": True})
+        self._train = TrainConfig(**{**asked["train"], "updates": UPDATES, "last_updates": 0, "evaluate_every": UPDATES - 1,
+                                     "checkpoint_every": UPDATES - 1})
+        count = (UPDATES + 1) * self._train.batch * self._train.block + self._train.batch
+        self._tokens = np.random.default_rng(0).integers(0, self._config.vocabulary, count).astype("uint16")
+
+    def run(self) -> None:
+        """From the first update to the last checkpoint."""
+        train, tokens = self._train, self._tokens
+        batches = Batches(tokens, train.batch, train.block, train.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            run = runs.begin(Path(folder, "run"), self._config, train, DataConfig(), batches, {}, "0")
+            some = tokens[: BLOCKS * 8 * train.block + 1]
+
+            def validate(stop: Callable[[], bool]) -> Any:
+                return evaluate(run.saved.parameters, self._config, every_token_once(some, 8, train.block))
+
+            for _ in running.train(run, validate, lambda: False):
+                pass
+
+    def estimate(self) -> dict[str, int]:
+        """Bytes by purpose."""
+        return accounting.bytes_by_purpose(self._config, self._train, self._config.span_initial)
+
+    def traced(self) -> int:
+        """Peak bytes that Python and NumPy allocate for the first updates alone.
+
+        In tiles three of them; of the textbook, whose workers meet at their peaks but now and then, six.
+        """
+        tiled = accounting.Sizes(self._config, self._train, 1.0).tiled
+        train = replace(self._train, updates=UPDATES if tiled else 2 * UPDATES)
+        tracemalloc.start()
+        p = parameters.initialize(self._config, 0, self._train.dtype)
+        state, past = optimizers.initialize(self._train, p), initial_past(self._config, self._train.batch, p.vector)
+        batches = Batches(self._tokens, self._train.batch, self._train.block, 0)
+        for _ in training.run(p, state, self._config, train, batches, past):
+            pass
+        return tracemalloc.get_traced_memory()[1]
+
+
+def start(case: tuple[dict[str, Any], dict[str, Any]], threads: int, kernels: str) -> Contender:
+    """A run of that case in a process of its own."""
+    environment = measure.our_environments(kernels)[measure.OURS]
+    return Contender(measure.OURS, "estimate40:Run", dict(zip(("model", "train"), case, strict=True)), threads, environment)
+
+
+@click.command()
+@measure.options()
+def main(threads: int, kernels: str, quick: bool, path: Path | None) -> None:
+    """Prints estimate, measured peak and their ratio for three sizes."""
+    made, rows = measure.machine(threads, kernels), []
+    measure.print_machine(made)
+    for name, case in (QUICK if quick else CASES).items():
+        with start(case, threads, kernels) as run:
+            estimate, memory = run.answer("estimate"), run.memory()
+        told, peak = sum(estimate.values()), memory["peak"] - memory["before"]
+        rows.append({"case": name, "model": asdict(ModelConfig(**case[0])), "train": case[1], "estimate": estimate,
+                     "measured": peak})
+        click.echo(f"{name:<20}estimate {told / 1e6:>8.1f} MB   measured {peak / 1e6:>8.1f} MB   {told / peak:.2f} x")
+    measure.write(path, made, rows)
+
+
+if __name__ == "__main__":
+    main()
