@@ -39,23 +39,25 @@ ROWS = 128  # queries of a tile, most, unless they see more positions than that
 
 
 class Saved(NamedTuple):
-    """What backward needs: the arguments, in tiles too, and each row's shift and total (tiles, H, B, rows)."""
+    """What backward needs: the arguments, of which queries, keys and values are in tiles, and their shapes before that; each
+    row's shift and total (tiles, H, B, rows).
+    """
 
     arguments: Arguments
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
     options: Options
     keep: Keep
     keep_memory: Keep
     cut: Cut
     sizes: Sizes
     queries: "Queries"
-    keys: Array
-    values: Array
     shift: Array
     total: Array
 
 
 class Queries(NamedTuple):
-    """Queries as each kind of slot sees them, (tiles, H, B, rows, E): with u, with v, as they are."""
+    """Queries as each kind of slot sees them, (tiles, H, B, rows, E): with u, with v, as they are. Without biases one array.
+    """
 
     content: Array
     position: Array
@@ -84,14 +86,17 @@ def attend(
     attention.check_keep(keep, keep_memory, arguments.memory_keys)
     xp = array_module(arguments._asdict())
     arguments = Arguments(*(None if array is None else xp.ascontiguousarray(array) for array in arguments))
-    (batch, block, heads, width), length = arguments.queries.shape, arguments.keys.shape[1]
+    shapes = arguments.queries.shape, arguments.keys.shape
+    (batch, block, heads, width), length = shapes[0], shapes[1][1]
     sizes = [(group, max(reach[group])) for group in alike(list(reach))] or [(slice(0, heads), options.span)]
     at = cut(block, length - block, max(size for _, size in sizes), options.attend_self)
-    queries = Queries(*(arranged(arguments.queries, at.tiles, at.rows, 0, bias)
-                        for bias in (arguments.content_bias, arguments.position_bias, None)))
+    plain = arranged(arguments.queries, at.tiles, at.rows, 0)
+    with_bias = [plain if bias is None else arranged(arguments.queries, at.tiles, at.rows, 0, bias)
+                 for bias in (arguments.content_bias, arguments.position_bias)]
     keys, values = (arranged(array, 1, at.keys, at.first)[0] for array in (arguments.keys, arguments.values))
     shift, total = (xp.empty((at.tiles, heads, batch, at.rows), keys.dtype) for _ in range(2))
-    saved = Saved(arguments, options, keep, keep_memory, at, sizes, queries, keys, values, shift, total)
+    arguments = arguments._replace(queries=plain, keys=keys, values=values)
+    saved = Saved(arguments, shapes, options, keep, keep_memory, at, sizes, Queries(*with_bias, plain), shift, total)
     y = xp.empty((at.tiles, heads, batch, at.rows, width), keys.dtype)
     for part in parts(saved):
         weights, at_distance = logits(saved, part)
@@ -102,25 +107,24 @@ def attend(
         if arguments.memory_values is not None:
             product(by_head(weights[..., window:]), arguments.memory_values[part.heads], by_head(here),
                     math.sqrt(slots_of(arguments)), add=True)
-    return collected(arguments.queries.shape, at.rows, 0, y), saved
+    return collected(shapes[0], at.rows, 0, y), saved
 
 
 def backward(dy: Array, saved: Saved) -> Arguments:
     """As attention.backward; dy (B, T, H, E)."""
     arguments, at, xp = saved.arguments, saved.cut, array_module({"dy": dy, "queries": saved.arguments.queries})
     d_rows = arranged(xp.ascontiguousarray(dy), at.tiles, at.rows, 0)
-    d_keys, d_values = xp.zeros_like(saved.keys), xp.zeros_like(saved.values)
+    d_keys, d_values = xp.zeros_like(arguments.keys), xp.zeros_like(arguments.values)
     biased = arguments.content_bias is not None or arguments.position_bias is not None
     d_queries = [xp.zeros_like(d_rows) for _ in range(3 if biased else 1)]
-    d = Arguments(arguments.queries, arguments.keys, arguments.values, *(
-        None if array is None else xp.zeros_like(array) for array in arguments[3:]))
+    d = Arguments(d_rows, d_keys, d_values, *(None if array is None else xp.zeros_like(array) for array in arguments[3:]))
     d_spans = None if arguments.rho is None else xp.empty_like(saved.shift)
     for part in parts(saved):
         weights, at_distance = logits(saved, part)
         d_weights = xp.empty_like(weights)
         window = weights.shape[-1] - slots_of(arguments)
         here = d_rows[part.tile, part.heads, part.texts]
-        product(flat(here), flat(in_window(saved.values, part, window)).swapaxes(1, 2), flat(d_weights[..., :window]))
+        product(flat(here), flat(in_window(arguments.values, part, window)).swapaxes(1, 2), flat(d_weights[..., :window]))
         if arguments.memory_values is not None:
             product(by_head(here), arguments.memory_values[part.heads].swapaxes(1, 2), by_head(d_weights[..., window:]),
                     math.sqrt(slots_of(arguments)))
@@ -128,7 +132,8 @@ def backward(dy: Array, saved: Saved) -> Arguments:
                saved.total[part.tile], None if d_spans is None else d_spans[part.tile], float(largest_exponent(dy.dtype)))
         _add_values(saved, part, weights, here, d_values, d.memory_values)
         _add_logits(saved, part, d_weights, at_distance, d_queries, d_keys, d)
-    shapes = arguments.queries.shape, arguments.keys.shape
+    del weights, d_weights, at_distance  # before as much again is made of what is in tiles
+    shapes = saved.shapes
     return d._replace(
         queries=collected(shapes[0], at.rows, 0, *d_queries), keys=collected(shapes[1], at.keys, at.first, d_keys[None]),
         values=collected(shapes[1], at.keys, at.first, d_values[None]),
@@ -157,7 +162,7 @@ def _add_logits(
     d_position, d_memory = here[-2:] if len(here) > 1 else (d_content, d_content)
     of_context = flat(d_logits[..., :window])
     product(of_context.swapaxes(1, 2), flat(content), flat(in_window(d_keys, part, window)), root, add=True)
-    product(of_context, flat(in_window(saved.keys, part, window)), flat(d_content), root, add=True)
+    product(of_context, flat(in_window(arguments.keys, part, window)), flat(d_content), root, add=True)
     if at_distance is not None:
         table, d_table = of_heads(arguments.positions, part), of_heads(d.positions, part)
         rows, of_position = (gathered(array, len(table)) for array in (at_distance, d_position))
@@ -178,7 +183,7 @@ def cut(block: int, past: int, size: int, attend_self: bool) -> Cut:
 
 def parts(saved: Saved) -> Iterator[Part]:
     """What is computed at once, one after another."""
-    return parts_of(saved.cut, saved.sizes, len(saved.arguments.queries), slots_of(saved.arguments))
+    return parts_of(saved.cut, saved.sizes, saved.shapes[0][0], slots_of(saved.arguments))
 
 
 def parts_of(at: Cut, sizes: Sizes, batch: int, slots: int) -> Iterator[Part]:
@@ -200,7 +205,7 @@ def logits(saved: Saved, part: Part) -> tuple[Array, Array | None]:
     content, position, memory = (rows[part.tile, part.heads, part.texts] for rows in saved.queries)
     root, window, xp = 1 / math.sqrt(content.shape[-1]), window_of(part.size, at.rows), module_of(content)
     found = xp.empty((*content.shape[:3], window + slots_of(arguments)), content.dtype)
-    product(flat(content), flat(in_window(saved.keys, part, window)).swapaxes(1, 2), flat(found[..., :window]), root)
+    product(flat(content), flat(in_window(arguments.keys, part, window)).swapaxes(1, 2), flat(found[..., :window]), root)
     if arguments.memory_keys is not None:
         product(by_head(memory), arguments.memory_keys[part.heads].swapaxes(1, 2), by_head(found[..., window:]))
     if arguments.positions is None:
@@ -229,7 +234,7 @@ def entropy_words(keep: Keep) -> list[int]:
 
 def launch(name: str, saved: Saved, part: Part, *arrays: Any) -> None:
     """One block for each row of the part's arrays; after Tile come the kernel's own arguments."""
-    at, options, (batch, block, heads, _) = saved.cut, saved.options, saved.arguments.queries.shape
+    at, options, (batch, block, heads, _) = saved.cut, saved.options, saved.shapes[0]
     shape = [part.heads.stop - part.heads.start, part.texts.stop - part.texts.start, at.rows]
     counts = [len(words) + 1 if words else 0 for words in map(entropy_words, (saved.keep, saved.keep_memory))]
     drawn = saved.keep if isinstance(saved.keep, Mask) else None
@@ -241,4 +246,4 @@ def launch(name: str, saved: Saved, part: Part, *arrays: Any) -> None:
                      -(at.first + part.start), trims, *counts, drawn.first_row if drawn else 0, least],
                     "int32").tobytes() + np.array([options.normalizer_epsilon, rate]).tobytes()
     packed_tile = np.frombuffer(tile, f"V{len(tile)}")[0]
-    kernel("attention", name, saved.keys.dtype)((math.prod(shape),), (THREADS,), (packed_tile, *arrays))
+    kernel("attention", name, saved.shift.dtype)((math.prod(shape),), (THREADS,), (packed_tile, *arrays))
