@@ -123,7 +123,8 @@ def _attention(found: Sum, shape: Shape) -> None:
     queries, keys = (heads * shape.batch * rows * config.head_width for rows in (at.tiles * at.rows, at.keys))
     if config.variant == "head-split" and shape.rows > 1:  # queries of the first heads, and what comes back to them
         found.each(shape.rows * shape.by_head, times=2)
-    found.each(queries, times=6)  # queries as three kinds of slots see them, y; back: dy, d_queries
+    # queries, where u and v are as three kinds of slots see them; y; back: dy, d_queries
+    found.each(queries, times=6 if config.positions == "transformer-xl" else 4)
     found.each(keys, times=4)
     for _ in range(2):
         found.cleared(queries + keys)
