@@ -16,7 +16,6 @@ from refimpl.layers import (
     attention,
     dropout,
     embedding,
-    fused_softmax,
     layer_norm,
     linear,
     positions,
@@ -88,13 +87,14 @@ def loss_and_gradients(
     core: ModuleType = attention,
 ) -> tuple[Output, Parameters]:
     """forward and backward in one, for training: what an adaptive softmax in chunks computes is used before it is gone."""
-    if not config.cutoffs or softmax_core(core) is adaptive_softmax:
+    softmax = softmax_core(core)
+    if not config.cutoffs or softmax is adaptive_softmax:
         out = forward(p, config, tokens, targets, past, masks, core=core)
         return out, backward(out.saved)
     check_targets(config, tokens, targets)
     h, new_past, saved = hidden_states(p, config, tokens, past, masks or {}, 0, core)
     g = zeros(config, h)
-    token_loss, d_h = fused_softmax.loss_and_gradients(
+    token_loss, d_h = softmax.loss_and_gradients(
         h, targets, softmax_weights(p, config), config.cluster_order, _of_mean(h), softmax_weights(g, config))
     out = Output(token_loss.mean(), token_loss, _span_penalty(p, config), new_past, saved)
     return out, _backward_below(g, d_h, saved)

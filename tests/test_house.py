@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # imports flow downwards: a file may import what stands before it
 ORDER = [
     "errors", "cores", "ram", "blas_candidate", "blas", "arrays", "arena", "device.products", "device.opening",
-    "device.randomness", "device.rows", "masks", "computing", "nccl", "ranks", "validation",
+    "device.randomness", "device.rows", "device.adaptive_input", "masks", "computing", "nccl", "ranks", "validation",
     "config", "durable", "settings", "parameters", "inputs", "layers.linear", "layers.dropout",
     "layers.embedding", "layers.layer_norm", "layers.softmax", "layers.softmax_loss", "layers.span", "layers.positions",
     "layers.windows", "layers.masked_softmax", "layers.feed_forward", "layers.ff_attention", "layers.attention",
@@ -19,7 +19,8 @@ ORDER = [
     "layers.tiled_gradients", "layers.tiled_attention",
     "layers.persistent_attention", "layers.split_attention", "layers.head_split", "layers.multi_head",
     "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax", "layers.fused_softmax",
-    "variants", "model", "optimizers", "device.optimizer", "device.graphs", "device.updates", "device.ledger",
+    "device.adaptive_softmax", "variants", "model", "optimizers", "device.optimizer", "device.graphs", "device.updates",
+    "device.counts", "device.ledger_layers", "device.ledger_ends", "device.ledger",
     "functions.forms", "functions.basic", "functions.composed", "functions", "training", "intervals", "evaluation",
     "protocols",
     "ring", "continuation", "generation", "bench",

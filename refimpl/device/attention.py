@@ -39,9 +39,7 @@ ROWS = 128  # queries of a tile, most, unless they see more positions than that
 
 
 class Saved(NamedTuple):
-    """What backward needs: the arguments, of which queries, keys and values are in tiles, and their shapes before that; each
-    row's shift and total (tiles, H, B, rows).
-    """
+    """What backward needs. arguments: rows in tiles; shapes: of the rows before that; shift, total: (tiles, H, B, rows)."""
 
     arguments: Arguments
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
@@ -137,7 +135,8 @@ def backward(dy: Array, saved: Saved) -> Arguments:
     return d._replace(
         queries=collected(saved.shapes[0], at.rows, 0, *d_queries),
         keys=collected(saved.shapes[1], at.keys, at.first, d_keys[None]),
-        values=collected(saved.shapes[1], at.keys, at.first, d_values[None]), rho=None if d_spans is None else d_spans.sum((0, 2, 3)),
+        values=collected(saved.shapes[1], at.keys, at.first, d_values[None]),
+        rho=None if d_spans is None else d_spans.sum((0, 2, 3)),
         content_bias=None if arguments.content_bias is None else d_queries[0].sum((0, 2, 3)),
         position_bias=None if arguments.position_bias is None or arguments.positions is None
         else d_queries[1].sum((0, 2, 3)))
