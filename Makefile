@@ -73,9 +73,11 @@ SEED ?=
 sweep-sample: $(VENV)/installed-for-tests
 	$(BIN)/python tests/mutants/sweep.py $(SAMPLE) $(SEED)
 
-# kills, failing system calls, damaged files, a million updates: two hours; writes its figures into docs/reliability.md
+# kills, of one rank of two as well, failing system calls, damaged checkpoints, settings, golden vectors and texts, a million
+# updates: three hours; writes its figures into docs/reliability.md. `make faults CAMPAIGNS="endurance mpi_kills"`: those alone
+CAMPAIGNS ?=
 faults: $(VENV)/installed-for-tests
-	$(BIN)/python tests/faults/run.py
+	$(BIN)/python tests/faults/run.py $(CAMPAIGNS)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -27,7 +27,7 @@ def opened(path: Path, members: Sequence[Member]) -> Iterator[dict[str, Iterator
             found = _checked(archive.infolist(), members, path)
             yield {name: _chunks(archive, info, path) for name, info in found.items()}
     except zipfile.BadZipFile as error:
-        raise InputError(f"{path}: expected a zip archive, got {error}") from error
+        raise InputError(f"{path}: expected a zip archive, got {_shortened(error)}") from error
 
 
 def _checked(infos: Sequence[zipfile.ZipInfo], members: Sequence[Member], path: Path) -> dict[str, zipfile.ZipInfo]:
@@ -74,4 +74,10 @@ def _chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Iter
             while chunk := file.read(CHUNK):
                 yield chunk
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path}, {info.filename}: expected a member that can be unpacked, got {error}") from error
+        raise InputError(f"{path}, {info.filename}: expected a member that can be unpacked, got "
+                         f"{_shortened(error)}") from error
+
+
+def _shortened(error: Exception) -> str:
+    """The error without what it may quote of the archive."""
+    return str(error)[:200]

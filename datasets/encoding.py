@@ -15,7 +15,7 @@ import numpy.typing as npt
 from refimpl.config import DataConfig
 from refimpl.datasets.counting import character_vocabulary, counted_vocabulary
 from refimpl.datasets.first_numbers import number_words
-from refimpl.datasets.prepared import FORMAT, MEANING, SUMS, sums_text, tokens_file
+from refimpl.datasets.prepared import FORMAT, LARGEST, MEANING, SUMS, sums_text, tokens_file
 from refimpl.datasets.sources import Source, Split
 from refimpl.datasets.text import END_OF_LINE, UNKNOWN, decoded, finished_lines, words_of
 from refimpl.datasets.vocabulary import Tokens, Vocabulary, codes_of
@@ -54,6 +54,9 @@ def encode_source(
         "unknown_tokens": {name: 0 if number is None else int(split.counts[number]) for name, split in written.items()},
         "dtype": known.dtype.str, "vocabulary": known.to_json(),
         "counts": {name: split.counts.tolist() for name, split in written.items()}}).encode()
+    if len(meaning) > LARGEST:
+        raise InputError(f"{source.name}: expected a vocabulary that takes at most {LARGEST:,} bytes, got {known.size:,} "
+                         f"symbols in {len(meaning):,} (data.minimum_count leaves out rare words)")
     _write(folder / MEANING, meaning)
     sums = {MEANING: hashlib.sha256(meaning).hexdigest()}
     sums |= {tokens_file(name): split.sha256 for name, split in written.items()}
@@ -123,7 +126,8 @@ def _train_pieces(
     """The vocabulary, the text's own unless another is given, and the training split's tokens; words are read but once."""
     train = source.splits[0]
     if vocabulary is None and config.vocabulary == "word":
-        return number_words(words_of(decoded(finished_lines(chunks), train.where, train.start)), config, aside)
+        texts = decoded(finished_lines(chunks), train.where, train.start)
+        return number_words(words_of(texts, train.where), config, aside)
     known = vocabulary or source_vocabulary(source, config)
     return known, _pieces(known, chunks, train)
 

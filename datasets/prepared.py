@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl import durable
 from refimpl.config import DataConfig
 from refimpl.datasets.sources import SPLITS
 from refimpl.datasets.text import CHUNK
@@ -18,6 +19,7 @@ from refimpl.errors import InputError
 
 FORMAT = 2
 MEANING, SUMS = "prepared.json", "SHA256SUMS"
+LARGEST = 1 << 26  # bytes of prepared.json: some millions of words
 FIELDS = {"format", "source", "sha256", "conventions", "bytes", "tokens", "unknown_tokens", "dtype", "vocabulary", "counts"}
 
 
@@ -91,10 +93,12 @@ def read_prepared(folder: Path, source: str = "") -> Corpus:
         vocabulary = Vocabulary.from_json(meaning["vocabulary"])
         conventions = DataConfig(**meaning["conventions"]).conventions
         numbers = {name: _numbers(meaning, name) for name in ("bytes", "tokens", "unknown_tokens")}
-        counts = {name: [int(count) for count in meaning["counts"][name]] for name in SPLITS}
+        counts = {name: _natural(meaning["counts"][name], "counts") for name in SPLITS}
         if vocabulary.kind != conventions["vocabulary"] or any(
                 len(counts[name]) != vocabulary.size or sum(counts[name]) != numbers["tokens"][name] for name in SPLITS):
             raise InputError("expected counts of every symbol of the vocabulary")
+        if meaning["dtype"] != vocabulary.dtype.str:
+            raise InputError(f"expected dtype {vocabulary.dtype.str}")
         texts = {name: str(meaning[name]) for name in ("source", "sha256")}
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"{folder / MEANING}: expected a prepared text, format {FORMAT}, got another ({error})") from error
@@ -102,7 +106,7 @@ def read_prepared(folder: Path, source: str = "") -> Corpus:
         _check_tokens(folder / tokens_file(name), sums[tokens_file(name)], vocabulary, numbers["tokens"][name])
     train, valid, test = (np.memmap(folder / tokens_file(name), vocabulary.dtype, "r") for name in SPLITS)
     return Corpus(train, valid, test, vocabulary, source or str(folder), texts["sha256"], numbers["bytes"],
-                  numbers["unknown_tokens"], conventions, tuple(counts["train"]), folder)
+                  numbers["unknown_tokens"], conventions, counts["train"], folder)
 
 
 def conventions_of(folder: Path) -> dict[str, str | int]:
@@ -115,27 +119,20 @@ def conventions_of(folder: Path) -> dict[str, str | int]:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    path, names = folder / SUMS, {MEANING, *map(tokens_file, SPLITS)}
-    content = _content(path)
+    path, names = folder / SUMS, [MEANING, *map(tokens_file, SPLITS)]
+    content = durable.read(path, 1 << 12, "a prepared text's file")
     lines = [line.partition("  ") for line in content.decode("utf-8", "replace").splitlines()]
     sums = {name: value for value, _, name in lines}
-    if sums.keys() != names or sums_text(sums) != content:
+    if [*sums] != names or sums_text(sums) != content:
         raise InputError(f"{path}: expected a line with SHA-256 for each of {', '.join(sorted(names))}, got others: the "
                          "prepared text is damaged")
     return sums
 
 
 def _held_to(path: Path, sha256: str) -> bytes:
-    content = _content(path)
+    content = durable.read(path, LARGEST, "a prepared text's file")
     _check_sum(path, sha256, hashlib.sha256(content).hexdigest())
     return content
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: expected a prepared text's file, got {error.strerror}") from error
 
 
 def _check_sum(path: Path, expected: str, found: str) -> None:
@@ -147,15 +144,12 @@ def _check_tokens(path: Path, sha256: str, vocabulary: Vocabulary, count: int) -
     """In chunks that are read, not mapped: pages of a map would count as memory of this process."""
     digest, highest, size = hashlib.sha256(), 0, 0
     unsigned = np.dtype(vocabulary.dtype.str.replace("i", "u"))  # in which a negative number is a large one
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                whole = len(chunk) // unsigned.itemsize
-                highest = max(highest, int(np.frombuffer(chunk, unsigned, whole).max(initial=0)))
-                size += len(chunk)
-    except OSError as error:
-        raise InputError(f"{path}: expected a prepared text's file, got {error.strerror}") from error
+    with durable.opened(path, count * unsigned.itemsize, f"a prepared text's file of {count:,} tokens") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            whole = len(chunk) // unsigned.itemsize
+            highest = max(highest, int(np.frombuffer(chunk, unsigned, whole).max(initial=0)))
+            size += len(chunk)
     _check_sum(path, sha256, digest.hexdigest())
     if size != count * unsigned.itemsize or not count or highest >= vocabulary.size:
         raise InputError(f"{path}: expected {count:,} tokens below {vocabulary.size:,}, {unsigned.itemsize} bytes each, got "
@@ -164,6 +158,12 @@ def _check_tokens(path: Path, sha256: str, vocabulary: Vocabulary, count: int) -
 
 def _numbers(meaning: Mapping[str, Any], name: str) -> dict[str, int]:
     found = meaning[name]
-    if not isinstance(found, dict) or [*found] != [*SPLITS] or not all(type(value) is int for value in found.values()):
+    if not isinstance(found, dict) or [*found] != [*SPLITS]:
         raise InputError(f"expected {name} of {', '.join(SPLITS)}")
-    return found
+    return dict(zip(SPLITS, _natural(list(found.values()), name), strict=True))
+
+
+def _natural(found: object, name: str) -> tuple[int, ...]:
+    if not isinstance(found, list) or not all(type(value) is int and value >= 0 for value in found):
+        raise InputError(f"expected {name} that are whole numbers of 0 or more")
+    return tuple(found)

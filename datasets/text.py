@@ -7,6 +7,7 @@ from itertools import chain
 from refimpl.errors import InputError
 
 CHUNK = 1 << 20
+LONGEST = CHUNK  # characters of a word
 END_OF_LINE = "<eos>"
 UNKNOWN = "<unk>"
 
@@ -38,14 +39,20 @@ def finished_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"\n"
 
 
-def words_of(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The words of a stream of text, in order: split at white space, and each newline is the word `<eos>`."""
+def words_of(texts: Iterable[str], where: str = "text") -> Iterator[list[str]]:
+    """The words of a stream of text, in order: split at white space, and each newline is the word `<eos>`.
+
+    Raises InputError at a word of more than LONGEST characters, which is none: bytes without white space have no end.
+    """
     rest = ""
     for piece in texts:
         text = rest + piece
         # not splitlines: it also cuts at characters that are mere white space here
         words = text.replace("\n", f" {END_OF_LINE} ").split()
         rest = words.pop() if text and not text[-1].isspace() else ""
+        if len(rest) > LONGEST:
+            raise InputError(f"{where}: expected words of at most {LONGEST:,} characters, got one that begins with "
+                             f"{rest[:20]!r} and is longer")
         yield words
     if rest:
         yield [rest]

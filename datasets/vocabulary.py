@@ -83,6 +83,11 @@ class Vocabulary:
         for word in self.symbols:
             if word.split() != [word]:
                 raise InputError(f"vocabulary.symbols: expected words without white space, got {_shortened(word)}")
+        try:
+            "".join(self.symbols).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"vocabulary.symbols: expected words of characters, got {_shortened(error.object[error.start])}"
+                             ) from error
 
     @property
     def size(self) -> int:
@@ -113,7 +118,7 @@ class Vocabulary:
         Errors call the text `where` and count its bytes from `start`.
         """
         if self.kind == "word":
-            return self._words(words_of(decoded(chunks, where, start)), where)
+            return self._words(words_of(decoded(chunks, where, start), where), where)
         codes = codes_of(self.kind, chunks, where, start)
         return (piece.astype(self.dtype, copy=False) for piece in codes) if not self.symbols else self._counted(codes, where)
 

@@ -1,8 +1,10 @@
 """How the command ends: its exit codes, and one line for every expected error."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
@@ -54,9 +56,9 @@ def run(commands: click.Command, arguments: list[str] | None) -> NoReturn:
     except Exception as error:
         if session.debugging:
             traceback.print_exc()
-        _fail(*_verdict(error), session.ranks, isinstance(error, NonFiniteError | RanksError))
+        _fail(*_verdict(error), session, isinstance(error, NonFiniteError | RanksError))
     except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED, session.ranks)
+        _fail("interrupted", INTERRUPTED, session)
     else:
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -82,14 +84,25 @@ def _verdict(error: Exception) -> tuple[str, int]:
     return f"a bug in refimpl, {type(error).__name__}: {error} (--debug shows where)", BUG
 
 
-def _fail(message: str, code: int, ranks: Ranks, everywhere: bool = False) -> NoReturn:
+def _fail(message: str, code: int, session: Session, everywhere: bool = False) -> NoReturn:
     """Of an error that is raised on every rank the first one tells, and each ends by itself; another one ends all."""
+    ranks = session.ranks
     if not everywhere:
         _tell(message, ranks)
         ranks.abort(code)
     elif ranks.rank == 0:
         _tell(message, ranks)
+    if code == INTERRUPTED and session.own_process:
+        _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """At once: Python's own way out waits for threads until each has done its part of an update."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def _tell(message: str, ranks: Ranks) -> None:

@@ -6,11 +6,15 @@ import signal
 import subprocess
 import sys
 
+import kills
 import pytest
+import small_runs
 
 from refimpl import checkpoint, jobs, training
+from refimpl.errors import InputError
 
 UPDATES = 800
+HANGS = 120  # seconds after which a process that should have ended is given up
 PIPE = 4096  # bytes, where the system lets us choose: a run that is not read cannot run away
 
 
@@ -108,6 +112,61 @@ def test_a_second_signal_does_not_wait(command, text, tiny, tmp_path, monkeypatc
     assert end.code == 130
     assert end.err.splitlines()[-1] == "refimpl: interrupted"
     assert checkpoint.load(tmp_path / "run").optimizer.updates in (1, 2)  # the second one's may still be written
+
+
+HELD = {  # where it stands still, the launcher's numbers, what is seen before the first signal, and after it
+    "beside training": (["beside", 2, 5], {"launcher: held"}, {"launcher: waiting"}),
+    "at the end": (["before", 1, 5], {"launcher: held"}, set()),
+    "at a signal": (["before", 1, 5], {"update 7/"}, {"launcher: held"}),
+    "in a worker": (["worker", 2, 0], {"launcher: held"}, set()),
+}
+
+
+def signalled_twice(trial, run, place, second):
+    """The exit code and the last line of a run that stands still where HELD says, for ever, and gets two signals there."""
+    hold, before, after = HELD[place]
+
+    def read_until(wanted):
+        while wanted:
+            line = process.stderr.readline()
+            assert line, wanted
+            wanted = {start for start in wanted if not line.startswith(start)}
+
+    with trial.start(run, {"hold": hold}) as process:
+        read_until(before)
+        process.send_signal(signal.SIGINT)
+        read_until({*after, f"launcher: signal {signal.SIGINT:d}"})
+        process.send_signal(second)
+        try:
+            _, err = process.communicate(timeout=HANGS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return process.returncode, err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", HELD)
+def test_a_second_signal_while_a_checkpoint_is_written(tmp_path, place, second):
+    """It ends at once, the last checkpoint is whole, and the run goes on to the bits of the one without a stop."""
+    trial, run = kills.Campaign(tmp_path, settings=("train.workers=2",)), tmp_path / "run"
+    expected, _ = trial.whole()
+    assert signalled_twice(trial, run, place, second) == (130, "refimpl: interrupted")
+    assert checkpoint.load(run).optimizer.updates >= 3
+    assert checkpoint.load(run).passed_over == []
+    with trial.start(run, None) as process:
+        _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert small_runs.end_of(run) == expected
+    assert not list(run.glob("checkpoints/.*"))
+
+
+def test_a_second_signal_that_costs_a_checkpoint_is_noticed(tmp_path):
+    """Where the older one gives way before the new one is whole."""
+    trial, run = kills.Campaign(tmp_path, plant="removed first"), tmp_path / "run"
+    signalled_twice(trial, run, "beside training", signal.SIGINT)
+    with pytest.raises(InputError, match="a run that has no checkpoint yet"):
+        checkpoint.load(run)
 
 
 @pytest.fixture

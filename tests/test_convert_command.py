@@ -1,11 +1,11 @@
 """`refimpl convert` from end to end: published checkpoints become runs that are evaluated, trained on and given back."""
 
-import importlib.util
 import json
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+import published
 import pytest
 import torch
 
@@ -15,16 +15,6 @@ from refimpl.datasets.batches import every_token_once
 from refimpl.datasets.corpus import open_corpus
 from refimpl.evaluation import evaluate
 
-
-def sibling(name):
-    """Another file of the tests as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = sibling("published")
 SMALL_BATCH = ["--set", "train.batch=2", "--set", "train.block=8", "--set", "train.workers=1"]
 WORDS = ["--set", "data.vocabulary=word", "--set", "data.unknown=<unk>"]
 

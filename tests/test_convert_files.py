@@ -1,6 +1,5 @@
 """Round trips through other implementations' names and files, to the last bit, and files that are not what they say."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -9,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import published
 import pytest
 import torch
 from hypothesis import example, given
@@ -18,16 +18,6 @@ from refimpl import convert, parameters
 from refimpl.convert import files, sizes, torch_state
 from refimpl.errors import InputError
 
-
-def sibling(name):
-    """Another file of the tests as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = sibling("published")
 Architecture = published.Architecture
 MEMORY, BASELINE = Architecture(), Architecture(memory=0, feed_forward=6, adaptive_span=False)
 CLUSTERS = Architecture(cutoffs=(3, 6), tie_tables=True, tie_projections=True)

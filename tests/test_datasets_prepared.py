@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from refimpl.config import DataConfig
+from refimpl.datasets import encoding
 from refimpl.datasets.corpus import open_corpus, prepare, with_defaults
 from refimpl.datasets.prepared import SUMS, read_prepared
 from refimpl.datasets.published import fetched_folder
@@ -181,7 +183,9 @@ def altered(*path_and_value):
     altered("conventions", "path2", "x"), altered("conventions", 7), altered("bytes", "train", "12"), altered("bytes", []),
     altered("tokens", "train", 11), altered("tokens", "train", True), altered("tokens", "valid", -5),
     altered("counts", {}), altered("counts", "train", [10]), altered("counts", "train", None),
-    altered("counts", "valid", [2, 1, 1, 1, 1]),
+    altered("counts", "valid", [2, 1, 1, 1, 1]), altered("counts", "valid", [2, 1, 1, 1.0, 0]),
+    altered("counts", "train", 0, float("inf")), altered("counts", "valid", [3, 2, 1, -1, 0]),
+    altered("unknown_tokens", "test", -1), altered("dtype", "<u2"),
 ])
 def test_folders_that_say_what_cannot_be(prepared, change, tmp_path):
     """Their sums are right: someone else's folder, or another version's."""
@@ -216,6 +220,37 @@ def test_tokens_outside_the_vocabulary(tmp_path, count, value):
     told = value if value > 0 else 2**32 - 1
     with pytest.raises(InputError, match=f"tokens below {count + 1:,}, .* bytes and {told:,}$"):
         read_prepared(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_without_end_and_pipes_are_not_read(prepared, name):
+    """A terabyte that takes no room; a pipe, whose writer would be waited for."""
+    content = (prepared / name).read_bytes()
+    with (prepared / name).open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match="got 1099511627776 bytes: the file was altered"):
+        read_prepared(prepared)
+    (prepared / name).unlink()
+    os.mkfifo(prepared / name)
+    with pytest.raises(InputError, match="got another kind of file"):
+        read_prepared(prepared)
+    (prepared / name).unlink()
+    (prepared / name).write_bytes(content)
+    read_prepared(prepared)
+
+
+def test_lines_of_the_sums_in_another_order(prepared):
+    lines = (prepared / SUMS).read_text().splitlines(keepends=True)
+    (prepared / SUMS).write_text("".join(reversed(lines)))
+    with pytest.raises(InputError, match="SHA256SUMS: expected a line with SHA-256 for each of"):
+        read_prepared(prepared)
+
+
+def test_a_vocabulary_too_large_to_be_read_again(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "LARGEST", 100)
+    with pytest.raises(InputError, match=r"takes at most 100 bytes, got 5 symbols in .*minimum_count"):
+        prepare(DataConfig(str(texts), "word"), tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_places_that_are_taken(prepared, texts, tmp_path):

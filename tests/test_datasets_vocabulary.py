@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refimpl.datasets.counting import character_vocabulary, word_vocabulary
-from refimpl.datasets.text import decoded, finished_lines, words_of
+from refimpl.datasets.text import LONGEST, decoded, finished_lines, words_of
 from refimpl.datasets.vocabulary import Vocabulary
 from refimpl.errors import InputError
 
@@ -63,6 +63,21 @@ def test_chunks_may_end_anywhere(text, places):
     for vocabulary in (BYTES, character_vocabulary([text + "a"]), by_word):
         pieces = list(vocabulary.encode_chunks(cut(data, places), "text"))
         assert np.concatenate([np.empty(0, int), *pieces]).tolist() == vocabulary.encode(data).tolist()
+
+
+def test_a_word_without_end_is_refused_before_it_is_read_whole():
+    """A piece at a time: what is behind the limit is not asked for, and a word of just that length passes."""
+    read = []
+
+    def pieces(count):
+        for _ in range(count):
+            read.append(1)
+            yield "x" * LONGEST
+
+    with pytest.raises(InputError, match="file: expected words of at most 1,048,576 characters, got one that begins with"):
+        [*words_of(pieces(10), "file")]
+    assert len(read) == 2
+    assert [*chain.from_iterable(words_of(pieces(1)))] == ["x" * LONGEST]
 
 
 def test_finished_lines_adds_a_newline_only_inside_a_line():
@@ -162,6 +177,7 @@ def test_json_and_back(vocabulary):
     ({"kind": "word", "symbols": ["<eos>", "a", "a"], "unknown": "error"}, "expected distinct words"),
     ({"kind": "word", "symbols": ["<eos>", "a b"], "unknown": "error"}, "without white space, got 'a b'"),
     ({"kind": "word", "symbols": ["<eos>", ""], "unknown": "error"}, "without white space, got ''"),
+    ({"kind": "word", "symbols": ["<eos>", "a\ud800"], "unknown": "error"}, "expected words of characters"),
     ({"kind": "word", "symbols": ["<eos>", 1], "unknown": "error"}, "expected a list of strings"),
     ({"kind": "word", "symbols": "<eos>", "unknown": "error"}, "expected a list of strings"),
     ({"kind": "character", "symbols": [], "unknown": "error"}, "expected single characters"),

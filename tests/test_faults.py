@@ -2,6 +2,7 @@
 
 import os
 import re
+import zipfile
 
 import calls
 import damage
@@ -10,8 +11,10 @@ import kills
 import pytest
 import reading
 
-from refimpl import checkpoint, checkpoint_files, durable, settings
+from refimpl import checkpoint, checkpoint_files, durable, running, settings
+from refimpl.datasets import held, prepared, vocabulary
 
+LEAKING = 480  # updates, half of which a leak has to show in
 TRACE = """\
 openat(AT_FDCWD, "r/.u8", O_WRONLY|O_CREAT|O_TRUNC, 0666) = 3
 write(3, "x", 1) = 1
@@ -55,15 +58,17 @@ def test_damaged_files_are_refused_in_one_line_or_harmless(tmp_path, monkeypatch
     monkeypatch.setenv("REFIMPL_STORE", str(tmp_path / "store"))
     target = reading.TARGETS[name](tmp_path)
     found = [target.attempt(number, seed=0) for number in range(150)]
-    assert {kind for kind, _ in found} == damage.KINDS.keys()
+    assert {kind for kind, _ in found} == getattr(target, "kinds", damage.KINDS).keys()
     assert {outcome for _, outcome in found} <= {"refused", "harmless", "another one's"}
-    assert sum(outcome == "refused" for _, outcome in found) > 75
+    assert sum(outcome == "refused" for _, outcome in found) > (30 if name == "texts to prepare" else 75)
 
 
 @pytest.mark.parametrize(("name", "owner", "function", "weak"), [
     ("checkpoints", checkpoint_files, "_read", lambda path, listed: path.read_bytes()),
     ("settings of runs", settings, "_seal", lambda text: ""),
-], ids=["no checksum of tensors", "no seal"])
+    ("prepared texts", prepared, "_check_sum", lambda *_: None),
+    ("texts to prepare", vocabulary, "decoded", lambda chunks, *_: [b"".join(chunks).decode("utf-8", "replace")]),
+], ids=["no checksum of tensors", "no seal", "no checksum of tokens", "UTF-8 mended"])
 def test_a_reader_that_does_not_look_is_noticed(tmp_path, monkeypatch, name, owner, function, weak):
     monkeypatch.setenv("REFIMPL_STORE", str(tmp_path / "store"))
     target = reading.TARGETS[name](tmp_path)
@@ -71,6 +76,13 @@ def test_a_reader_that_does_not_look_is_noticed(tmp_path, monkeypatch, name, own
     if name == "settings of runs":
         monkeypatch.setattr(settings, "SEAL", "")
         target.content = target.content.partition(b"\n")[2]
+    assert "accepted" in {target.attempt(number, seed=0)[1] for number in range(150)}
+
+
+def test_an_archive_that_is_not_held_to_its_sums_is_noticed(tmp_path, monkeypatch):
+    target = reading.TARGETS["archives of texts, checksum made to fit"](tmp_path)
+    monkeypatch.setattr(held.Held, "end", lambda self: None)
+    monkeypatch.setattr(zipfile.ZipExtFile, "_update_crc", lambda *_: None)
     assert "accepted" in {target.attempt(number, seed=0)[1] for number in range(150)}
 
 
@@ -93,12 +105,33 @@ def test_damage_is_drawn_by_its_number_alone(name):
     assert all(altered != content for _, altered in kinds)
 
 
-def test_memory_is_looked_at_in_quarters(tmp_path):
+def test_memory_stays_flat_and_is_measured(tmp_path):
     found = endurance.endure(tmp_path, 40, looks=4)
     assert len(found) == 4
     assert all(size > 1 << 20 for size in found)
-    assert endurance.growth([5, 9, 3, 4, 8, 9, 7, 9]) == 0
-    assert endurance.growth([1, 2, 3, 4, 5, 6, 7, 8]) == 2
+    traced = endurance.endure(tmp_path / "traced", LEAKING, endurance.held, looks=12)
+    assert endurance.flat([0, 0], traced, LEAKING)
+
+
+def test_a_slot_of_a_list_for_each_update_is_a_growth(tmp_path, monkeypatch):
+    kept, advance = [], running._advance
+
+    def hoarding(*arguments):
+        kept.append(None)
+        advance(*arguments)
+
+    monkeypatch.setattr(running, "_advance", hoarding)
+    traced = endurance.endure(tmp_path, LEAKING, endurance.held, looks=12)
+    assert len(kept) == LEAKING
+    assert not endurance.flat([0, 0], traced, LEAKING)
+
+
+def test_growth_is_what_the_second_half_adds():
+    assert endurance.growth([5, 9, 3, 4, 4, 2, 4, 4]) == 0
+    assert endurance.growth([9, 9, 9, 4, 5, 6, 7, 6]) == 3
+    slots = [8 * update for update in range(25_000, 1_000_001, 25_000)]  # what a list of all updates takes
+    assert not endurance.flat(slots, [0, 0], 1)
+    assert endurance.flat([7 << 20] * 40, [0, 0], 1)
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):

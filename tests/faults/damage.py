@@ -7,7 +7,7 @@ any single case can be made again.
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 Damage = Callable[[bytes, random.Random], bytes]
 
@@ -75,16 +75,35 @@ def other_encoding(content: bytes, draw: random.Random) -> bytes:
     return draw.choice((content[:place] + b"\xff\xfe" + content[place:], content.decode("latin-1").encode("utf-16")))
 
 
-KINDS: dict[str, Damage] = {damage.__name__.replace("_", " "): damage for damage in (
-    flip_bits, truncate, lengthen, swap_blocks, zero_block, enlarge_header, nest, large_numbers, other_encoding)}
+def broken_characters(content: bytes, draw: random.Random) -> bytes:
+    """What no UTF-8 has: half a surrogate, an overlong form, a code beyond the last, a character's rest; and what it has."""
+    bad = draw.choice((b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\x80", b"\xe2\x82",
+                       b"\xef\xbf\xbf", b"\xc2\x85", b"\0"))
+    place = draw.randrange(len(content) + 1)
+    return content[:place] + bad * draw.choice((1, 3)) + content[place:]
 
 
-def damaged(content: bytes, seed: int, number: int) -> tuple[str, bytes]:
+def endless_line(content: bytes, draw: random.Random) -> bytes:
+    """Up to a megabyte and more without a newline, or without any white space; or of newlines, or NULs, alone."""
+    spaceless = b"".join(content.split())
+    piece = draw.choice((content.replace(b"\n", b" "), spaceless, b"\n", b"\0"))
+    return content + piece * (draw.choice((100_000, 1_200_000)) // max(1, len(piece)))
+
+
+def _named(*functions: Damage) -> dict[str, Damage]:
+    return {function.__name__.replace("_", " "): function for function in functions}
+
+
+KINDS = _named(flip_bits, truncate, lengthen, swap_blocks, zero_block, enlarge_header, nest, large_numbers, other_encoding)
+OF_TEXTS = {**KINDS, **_named(broken_characters, endless_line)}
+
+
+def damaged(content: bytes, seed: int, number: int, kinds: Mapping[str, Damage] = KINDS) -> tuple[str, bytes]:
     """The kind of damage number `number`, and the file with it; never the file as it was."""
     draw = random.Random(f"{seed} {number}")
     while True:
-        kind = draw.choice(list(KINDS))
-        altered = KINDS[kind](content, draw) if content else draw.randbytes(8)
+        kind = draw.choice(list(kinds))
+        altered = kinds[kind](content, draw) if content else draw.randbytes(8)
         if altered != content:
             return kind, altered
 

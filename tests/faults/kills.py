@@ -5,7 +5,6 @@ after random times. Figures as JSON.
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -15,33 +14,28 @@ import time
 from pathlib import Path
 from typing import Any
 
-UPDATES = 120
-SETTINGS = ("model.width=8", "model.heads=2", "model.layers=1", "model.span=8", "model.span_ramp=4", "model.memory=2",
-            "model.dropout=0.1", "train.batch=2", "train.block=8", f"train.updates={UPDATES}", "train.last_updates=40",
-            "train.warm_up=10", "train.workers=1", "train.log_every=1", "train.evaluate_every=7", "train.evaluate_tokens=64",
-            "train.checkpoint_every=3")
+import small_runs
+
+SETTINGS = ("train.batch=2", "train.updates=120", "train.last_updates=40", "train.warm_up=10", "train.evaluate_tokens=64")
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
 class Campaign:
-    """Runs in one folder with one store of texts."""
+    """Runs in one folder with one store of texts; settings: beside SETTINGS."""
 
-    def __init__(self, folder: Path, plant: str = "") -> None:
-        self.folder, self.told = folder, {"plant": plant} if plant else {}
+    def __init__(self, folder: Path, plant: str = "", settings: tuple[str, ...] = ()) -> None:
+        self.folder, self.told, self.settings = folder, {"plant": plant} if plant else {}, (*SETTINGS, *settings)
 
     def command(self, run: Path, told: dict[str, Any] | None) -> list[str]:
         """What trains: from the start, or on from where a kill left it; told: the launcher's, None = the command itself."""
-        begin = ["--preset", "laptop", "--data", "sample", *(word for s in SETTINGS for word in ("--set", s))]
-        arguments = ["train", "--out", str(run), *(["--resume"] if (run / "config.toml").exists() else begin)]
+        arguments = small_runs.arguments(run, self.settings)
         if told is None:
             return [sys.executable, "-m", "refimpl", *arguments]
         return [sys.executable, str(LAUNCHER), json.dumps({**self.told, **told}), *arguments]
 
     def start(self, run: Path, told: dict[str, Any] | None) -> "subprocess.Popen[str]":
         """The command in a process of its own."""
-        environment = {**os.environ, "REFIMPL_STORE": str(self.folder / "store"), "REFIMPL_BLAS_KERNELS": "default"}
-        return subprocess.Popen(self.command(run, told), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                                env=environment)
+        return small_runs.start(self.command(run, told), self.folder)
 
     def whole(self) -> tuple[dict[str, Any], int]:
         """What the uninterrupted run ends with, and how many events it has."""
@@ -49,17 +43,7 @@ class Campaign:
         with self.start(self.folder / "whole", {"count": str(count), "plant": ""}) as process:
             _, err = process.communicate()
         assert process.returncode == 0, err
-        return end_of(self.folder / "whole"), int(count.read_text())
-
-
-def end_of(run: Path) -> dict[str, Any]:
-    """All that must be the same: every tensor of the last checkpoint, its progress without times, losses logged."""
-    newest = max((run / "checkpoints").glob("update-*"))
-    progress = json.loads((newest / "checkpoint.json").read_text())["progress"]
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    told = [{key: record[key] for key in ("update", "loss", "valid_loss") if key in record} for record in records]
-    return {"name": newest.name, "progress": {key: value for key, value in progress.items() if key != "seconds"},
-            "log": told, **{path.name: path.read_bytes() for path in newest.glob("*.safetensors")}}
+        return small_runs.end_of(self.folder / "whole"), int(count.read_text())
 
 
 def campaign(folder: Path, count: int, seed: int, by_time: bool = False, plant: str = "") -> dict[str, Any]:
@@ -90,7 +74,7 @@ def campaign(folder: Path, count: int, seed: int, by_time: bool = False, plant: 
             found["lost"] += 1
             found["why"] = err.splitlines()[-1]
             continue
-        end = end_of(run)
+        end = small_runs.end_of(run)
         if end != expected:
             found["different"] += 1
             found["why"] = [name for name in expected if end.get(name) != expected[name]]

@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import small_runs
+
 UPDATES, LEG, LINES = 40, 25, 12  # updates beyond those of legs that a kill ends; of a leg at most; lines until a kill
 LIMIT = 120.0  # seconds in which what is left of a killed run must be gone
-SETTINGS = ("model.width=8", "model.heads=2", "model.layers=1", "model.span=8", "model.span_ramp=4", "model.memory=2",
-            "model.dropout=0.1", "train.batch=3", "train.block=8", "train.last_updates=0", "train.warm_up=0",
-            "train.workers=1", "train.log_every=1", "train.evaluate_every=7", "train.evaluate_tokens=300",
-            "train.checkpoint_every=3")
+SETTINGS = ("train.batch=3", "train.last_updates=0", "train.warm_up=0", "train.evaluate_tokens=300")
 
 
 class Campaign:
@@ -32,14 +31,10 @@ class Campaign:
     def start(self, run: Path) -> "subprocess.Popen[str]":
         """mpiexec and the command: from the start, or on from where a kill left it."""
         wait_for_lock(run)
-        values = (*SETTINGS, f"train.updates={self.updates}")
-        begin = ["--preset", "laptop", "--data", "sample", *(word for value in values for word in ("--set", value))]
-        words = ["--resume"] if (run / "config.toml").exists() else begin
         mpiexec = str(Path(sys.executable).with_name("mpiexec"))
-        environment = {**os.environ, "REFIMPL_STORE": str(self.folder / "store"), "REFIMPL_BLAS_KERNELS": "default"}
-        return subprocess.Popen([mpiexec, "-n", str(self.ranks), sys.executable, "-m", "refimpl", "train", "--out", str(run),
-                                 "--threads", "1", *words],
-                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+        words = small_runs.arguments(run, (*SETTINGS, f"train.updates={self.updates}"))
+        return small_runs.start([mpiexec, "-n", str(self.ranks), sys.executable, "-m", "refimpl", *words, "--threads", "1"],
+                                self.folder)
 
     def killed(self, run: Path, draw: random.Random) -> dict[str, Any]:
         """A leg that a kill ends: whether it came in time, seconds until nothing was left, the exit status."""
@@ -92,16 +87,6 @@ def environment(pid: int) -> list[bytes]:
     return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
-def end_of(run: Path) -> dict[str, Any]:
-    """All that must be the same: every tensor of the last checkpoint, its progress without times, losses logged."""
-    newest = max((run / "checkpoints").glob("update-*"))
-    progress = json.loads((newest / "checkpoint.json").read_text())["progress"]
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    told = [{key: record[key] for key in ("update", "loss", "valid_loss") if key in record} for record in records]
-    return {"name": newest.name, "progress": {key: value for key, value in progress.items() if key != "seconds"},
-            "log": told, **{path.name: path.read_bytes() for path in newest.glob("*.safetensors")}}
-
-
 def campaign(folder: Path, kills: int, seed: int, ranks: int = 2) -> dict[str, Any]:
     """Figures: kills that hit a rank, runs lost (can't go on), tensors or losses that differ, seconds until all was over."""
     draw, trial = random.Random(seed), Campaign(folder, ranks, UPDATES + kills * LEG)
@@ -120,7 +105,7 @@ def campaign(folder: Path, kills: int, seed: int, ranks: int = 2) -> dict[str, A
     found["lost"] = int(bool(problem))
     if problem:
         return {**found, "problem": problem}
-    expected, came = end_of(folder / "whole"), end_of(folder / "run")
+    expected, came = (small_runs.end_of(folder / name) for name in ("whole", "run"))
     found["different"] = [name for name in expected if came.get(name) != expected[name]]
     return {**found, "seconds_until_over": {"median": sorted(seconds)[len(seconds) // 2], "largest": max(seconds)},
             "before_a_checkpoint": sum(count == 0 for count in reached)}

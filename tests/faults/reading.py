@@ -1,10 +1,8 @@
 """Damaged files, read by the commands in a process with 1 GB to spare and 10 seconds for each.
 
-python tests/faults/reading.py [COUNT] [SEED]: as many files of every target. Figures as JSON.
+python tests/faults/reading.py [COUNT] [SEED] [TARGET …]: as many files of every target, or of those named. Figures as JSON.
 """
 
-import contextlib
-import io
 import json
 import resource
 import shutil
@@ -14,14 +12,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import damage
+from outcome import asked, call, judged
+from prepared_texts import Archives, PreparedTexts, TextsToPrepare
 
 from refimpl import checkpoint, settings
-from refimpl.cli import main as command
 from refimpl.errors import InputError
 from refimpl.golden import exchange, vectors
 
@@ -44,26 +43,6 @@ optimizer = "adam"
 learning_rate = 0.0025
 updates = 2000
 """
-
-
-def call(*arguments: object) -> tuple[int, list[str]]:
-    """The command in this process: its exit code, and its lines on stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            command([str(argument) for argument in arguments])
-        except SystemExit as end:
-            return int(end.code or 0), err.getvalue().splitlines()
-    raise AssertionError("the command did not exit")
-
-
-def judged(code: int, lines: list[str], same: bool) -> str:
-    """What came of a damaged file. same: whether what was read is what there was before the damage."""
-    if code == 0:
-        return "harmless" if same else "accepted"
-    if code != 2 or len(lines) != 1 or not lines[0].startswith("refimpl: ") or len(lines[0]) > 2000:
-        return f"unclear: {code} {lines[-1:]}"[:300]
-    return "out of memory" if "not enough memory" in lines[0] else "refused"
 
 
 class Checkpoints:
@@ -113,14 +92,6 @@ class Settings:
         code, lines = call("train", "--config", self.file, "--dry-run")
         found = judged(code, lines, code == 0 and settings.read(self.file) == self.tables)
         return kind, "another one's" if self.by_hand and found == "accepted" else found
-
-
-def asked(read: Callable[[], Any], expected: tuple[type[Exception], ...]) -> tuple[str, Any]:
-    """What came of a call in place of a command: "refused" by an expected error of one line, or "" and the result."""
-    try:
-        return "", read()
-    except expected as error:
-        return ("refused" if "\n" not in str(error) and len(str(error)) < 2000 else f"unclear: {error}"), None
 
 
 class GoldenVectors:
@@ -173,6 +144,10 @@ TARGETS: dict[str, Any] = {
     "settings written by hand": lambda folder: Settings(folder, by_hand=True),
     "golden vectors": GoldenVectors,
     "golden cases and results of others": Exchanged,
+    "prepared texts": PreparedTexts,
+    "prepared texts, checksums made to fit": lambda folder: PreparedTexts(folder, sign=True),
+    "texts to prepare": TextsToPrepare,
+    "archives of texts, checksum made to fit": Archives,
 }
 
 
@@ -213,9 +188,9 @@ def campaign(name: str, count: int, seed: int = 0) -> dict[str, Any]:
     return {**figures, "slowest": round(figures["slowest"], 3), "outcomes": dict(outcomes)}
 
 
-def main(count: int = 10_000, seed: int = 0) -> dict[str, Any]:
-    """All targets."""
-    return {name: campaign(name, count, seed) for name in TARGETS}
+def main(count: int = 10_000, seed: int = 0, *names: str) -> dict[str, Any]:
+    """All targets, or those named."""
+    return {name: campaign(name, count, seed) for name in names or TARGETS}
 
 
 if __name__ == "__main__":
@@ -223,4 +198,4 @@ if __name__ == "__main__":
         for row in attempts(sys.argv[2], *map(int, sys.argv[3:])):
             print(json.dumps(row), flush=True)
     else:
-        print(json.dumps(main(*map(int, sys.argv[1:]))))
+        print(json.dumps(main(*map(int, sys.argv[1:3]), *sys.argv[3:])))
