@@ -192,7 +192,7 @@ def _check_device(request: Request, config: ModelConfig, train_config: TrainConf
     if request.tf32 and train_config.dtype != "float32":
         raise InputError(f"--tf32: expected train.dtype float32, got {train_config.dtype}")
     if request.cuda_graph:
-        graphs.check(config, train_config, request.device)
+        graphs.check(train_config, request.device)
     if request.device != "cpu" and train_config.on_nonfinite == "skip":
         raise InputError(f"train.on_nonfinite: expected stop with --device {request.device}, where no update waits to be "
                          "looked at, got skip")

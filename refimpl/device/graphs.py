@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.arrays import Array, is_device, module_of_device
-from refimpl.config import ModelConfig, TrainConfig
+from refimpl.config import TrainConfig
 from refimpl.device.opening import first_line
 from refimpl.device.products import captured
 from refimpl.errors import InputError
@@ -43,13 +43,10 @@ class Made(NamedTuple):
 Compute = Callable[[Given], Made]
 
 
-def check(config: ModelConfig, train_config: TrainConfig, device: str = "gpu") -> None:
-    """Raises InputError without a GPU, and for models whose update waits for it, or has shapes that depend on data."""
+def check(train_config: TrainConfig, device: str = "gpu") -> None:
+    """Raises InputError without a GPU, and for updates that wait for it."""
     if device == "cpu":
         raise InputError("--cuda-graph: expected a GPU with it (--device gpu), got --device cpu")
-    if config.cutoffs:
-        raise InputError(f"--cuda-graph: expected a model without cutoffs, whose shapes depend on the tokens, got "
-                         f"{list(config.cutoffs)}")
     if train_config.attention == "textbook":
         raise InputError("--cuda-graph: expected train.attention auto or tiled, got textbook, which waits for spans")
 
