@@ -89,12 +89,12 @@ def attend(
     sizes = [(group, max(reach[group])) for group in alike(list(reach))] or [(slice(0, heads), options.span)]
     at = cut(block, length - block, max(size for _, size in sizes), options.attend_self)
     plain = arranged(arguments.queries, at.tiles, at.rows, 0)
-    with_bias = [plain if bias is None else arranged(arguments.queries, at.tiles, at.rows, 0, bias)
-                 for bias in (arguments.content_bias, arguments.position_bias)]
+    content, position = (plain if bias is None else arranged(arguments.queries, at.tiles, at.rows, 0, bias)
+                         for bias in (arguments.content_bias, arguments.position_bias))
     keys, values = (arranged(array, 1, at.keys, at.first)[0] for array in (arguments.keys, arguments.values))
     shift, total = (xp.empty((at.tiles, heads, batch, at.rows), keys.dtype) for _ in range(2))
     arguments = arguments._replace(queries=plain, keys=keys, values=values)
-    saved = Saved(arguments, shapes, options, keep, keep_memory, at, sizes, Queries(*with_bias, plain), shift, total)
+    saved = Saved(arguments, shapes, options, keep, keep_memory, at, sizes, Queries(content, position, plain), shift, total)
     y = xp.empty((at.tiles, heads, batch, at.rows, width), keys.dtype)
     for part in parts(saved):
         weights, at_distance = logits(saved, part)

@@ -276,7 +276,7 @@ PLANTS = [
     ("head", "*place += sum", "*place = sum"),
     ("head", "logits[j] / sum - (REAL)(j == target)", "logits[j] / sum"),
     ("clusters", "at[i] = inside ? before : -1", "at[i] = inside ? 0 : -1"),
-    ("clusters", "thread < threadIdx.x", "thread + 1 < threadIdx.x"),
+    ("clusters", "words[i] < end", "words[i] <= end"),
 ]
 
 
