@@ -1,6 +1,6 @@
 """What a configuration will take, told before anything is allocated: parameters, bytes by purpose, operations per token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ ROUNDING = 17 / 16  # blocks of the arena are an eighth larger than what they ho
 
 
 def describe(
-    config: ModelConfig, train_config: TrainConfig, count: Callable[..., dict[str, int]] | None = None
+    config: ModelConfig, train_config: TrainConfig, count: Callable[..., Mapping[str, int]] | None = None
 ) -> dict[str, Any]:
     """parameters.total and .by_group; memory in bytes and operations per token, both with all spans full and at first.
 
