@@ -16,9 +16,11 @@ from refimpl.golden.commands import golden
 from refimpl.report.commands import report
 from refimpl.starts import (
     as_json,
+    asked_tf32,
     checkpoint_option,
     computing_options,
     data_options,
+    graph_option,
     join_ranks,
     kernels_option,
     mpi_option,
@@ -64,12 +66,13 @@ def commands() -> None:
               help="Whether an update that is not finite ends the run, or changes nothing.  [default: stop]")
 @click.option("--dry-run", is_flag=True, help="Print parameters, memory and operations per token; train nothing.")
 @computing_options
+@graph_option
 @mpi_option
 @as_json
 def train(
     preset: str | None, config_file: Path | None, data_path: str | None, vocabulary: str | None, store: Path | None,
     assignments: tuple[str, ...], out: Path | None, resume: bool, time_limit: float | None, on_nonfinite: str | None,
-    dry_run: bool, kernels: str, threads: int | None, device: str, mpi: bool | None, as_json: bool,
+    dry_run: bool, kernels: str, threads: int | None, device: str, cuda_graph: bool, mpi: bool | None, as_json: bool,
 ) -> None:
     """Train a model; Ctrl-C stops with a checkpoint.
 
@@ -96,14 +99,14 @@ def train(
         raise InputError(f"--time-limit: expected a finite number of seconds, got {time_limit}")
     if session.ranks.size > 1 and device != "cpu":
         raise InputError(f"--device: expected cpu with several ranks, got {device}")
-    placed = replace(request, place=use_device(device))
+    placed = replace(request, place=use_device(device), tf32=asked_tf32(), cuda_graph=cuda_graph)
     run, unit, evaluate = exits.together(session, lambda: jobs.open_run(placed, resume, session.ranks))
     runs.check_alike(run)
     if not session.ranks.rank:
         _tell_passed_over(run.saved.passed_over, str(run.saved.path))
     run.time_limit = time_limit
-    later = jobs.later_shortage(run.saved)
-    if later:
+    later = jobs.later_shortage(run.saved, device)
+    if later and not session.ranks.rank:
         console.note(f"refimpl: should every span grow to its end: {later}")
     terminal.train(run, unit, evaluate, as_json)
 
@@ -184,10 +187,11 @@ def generate(
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns that medians are taken of.")
 @click.option("--ledger", is_flag=True, help="Measure nothing: what an update asks of a GPU, and a bound of its time there.")
 @computing_options
+@graph_option
 @as_json
 def bench(
     preset: str | None, config_file: Path | None, assignments: tuple[str, ...], repeats: int, ledger: bool, kernels: str,
-    threads: int | None, device: str, as_json: bool,
+    threads: int | None, device: str, cuda_graph: bool, as_json: bool,
 ) -> None:
     """Measure how fast this machine trains and writes with a model.
 
@@ -202,7 +206,8 @@ def bench(
         return
     use_kernels(kernels)
     use_threads(threads)
-    request = jobs.Request(preset, config_file, None, None, assignments, None, store_folder(), device, use_device(device))
+    request = jobs.Request(preset, config_file, None, None, assignments, None, store_folder(), device, use_device(device),
+                           asked_tf32(), cuda_graph)
     result = jobs.bench(request, repeats)
     console.show(result, console.bench_text(result), as_json)
 

@@ -63,9 +63,10 @@ def run(step: Step) -> Done:
 
 def ratios(bound: str, measured: str) -> str:
     """The measured update beside each device's bound, from the JSON of both commands."""
-    seconds, bounds = json.loads(measured)["seconds"]["update"]["median"], json.loads(bound)["seconds"]
+    seconds, bounds = json.loads(measured)["seconds"]["update"]["median"], json.loads(bound)["span_initial"]["seconds"]
+    head = "An update of `laptop`, measured on this device, beside the bounds of those on the list, spans as they begin:"
     lines = [f"- {name}: bound {1e3 * least:.2f} ms, measured here {1e3 * seconds:.2f} ms" for name, least in bounds.items()]
-    return "\n".join(["An update of `laptop`, measured on this device, beside the bounds of those on the list:", "", *lines])
+    return "\n".join([head, "", *lines])
 
 
 def markdown(device: str, done: list[Done], comparison: str) -> str:

@@ -1,5 +1,6 @@
 """What a configuration will take, told before anything is allocated: parameters, bytes by purpose, operations per token."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,11 +19,16 @@ STREAMS = 8  # texts that validation scores side by side
 ROUNDING = 17 / 16  # blocks of the arena are an eighth larger than what they hold at most: a sixteenth on average
 
 
-def describe(config: ModelConfig, train_config: TrainConfig) -> dict[str, Any]:
-    """parameters.total and .by_group; memory in bytes and operations per token, both with all spans full and at first."""
-    groups, told = parameters.count(config), {}
+def describe(
+    config: ModelConfig, train_config: TrainConfig, count: Callable[..., Mapping[str, int]] | None = None
+) -> dict[str, Any]:
+    """parameters.total and .by_group; memory in bytes and operations per token, both with all spans full and at first.
+
+    count: what counts the memory where that is not the host's, as bytes_by_purpose.
+    """
+    groups, told, count = parameters.count(config), {}, count or bytes_by_purpose
     for when, share in (("full_span", 1.0), ("span_initial", config.span_initial)):
-        memory = bytes_by_purpose(config, train_config, share)
+        memory = count(config, train_config, share)
         told[when] = {"memory": {"total": sum(memory.values()), "by_purpose": memory},
                       "operations_per_token": operations.per_token(config, train_config, operations.window(config, share))}
     return {

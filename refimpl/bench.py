@@ -18,6 +18,7 @@ from refimpl.computing import computing
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.continuation import Continuation
 from refimpl.device import optimizer
+from refimpl.device.graphs import Graph
 from refimpl.device.opening import on_host
 
 SIZE, PRODUCTS = 1024, 4  # rows of square matrices, and how many products one measurement takes
@@ -25,9 +26,11 @@ MOVED = 2**26  # bytes of each of three arrays: several times what processors ke
 TOKENS = 50  # of a text, one turn of generation
 
 
-def bench(config: ModelConfig, train_config: TrainConfig, repeats: int, place: Place = on_host) -> dict[str, Any]:
-    """The result of `bench`, on the device of `place`: what `repeats` turns gave, in each of which every quantity is
-    measured once.
+def bench(
+    config: ModelConfig, train_config: TrainConfig, repeats: int, place: Place = on_host, cuda_graph: bool = False
+) -> dict[str, Any]:
+    """The result of `bench`, on the device of `place`, whole updates from a graph if so asked: what `repeats` turns gave, in
+    each of which every quantity is measured once.
 
     seconds: of forward, backward and the optimiser's step, of a whole update and of one generated token, each with median,
     least and largest; tokens_per_second, by the medians, of update and generation; the best matrix_rate, operations per
@@ -35,7 +38,7 @@ def bench(config: ModelConfig, train_config: TrainConfig, repeats: int, place: P
     and write, both on all threads.
     """
     turns: dict[str, Callable[[], float]] = {
-        **_training(config, train_config, place), "token": _generation(config, train_config, place),
+        **_training(config, train_config, place, cuda_graph), "token": _generation(config, train_config, place),
         "product": partial(_product, train_config.dtype, place), "addition": partial(_addition, place),
     }
     times: dict[str, list[float]] = {name: [] for name in turns}
@@ -69,7 +72,9 @@ def _seconds(function: Callable[[], object], there: Array | None = None) -> floa
     return time.perf_counter() - start
 
 
-def _training(config: ModelConfig, train_config: TrainConfig, place: Place) -> dict[str, Callable[[], float]]:
+def _training(
+    config: ModelConfig, train_config: TrainConfig, place: Place, cuda_graph: bool
+) -> dict[str, Callable[[], float]]:
     """forward, backward, optimizer and update: calls that return their seconds, to be made in this order."""
     p = parameters.initialize(config, 0, train_config.dtype)
     p = p.with_vector(place(p.vector))
@@ -78,6 +83,7 @@ def _training(config: ModelConfig, train_config: TrainConfig, place: Place) -> d
     tokens, targets = map(place, stream.integers(0, config.vocabulary, (2, batch, block)))
     past = stream.standard_normal((config.layers, batch, config.span, config.width), "float32").astype(train_config.dtype)
     past, workers = place(past), 1 if is_device(p.vector) else train_config.workers
+    state.graph = Graph() if cuda_graph else None
     arena, kept = Arena(), dict[int, Any]()  # kept: by the first row of a worker's part
 
     def score(rows: slice) -> None:
@@ -96,6 +102,8 @@ def _training(config: ModelConfig, train_config: TrainConfig, place: Place) -> d
         with arena:
             training.update(p, state, config, train_config, tokens, targets, past)
 
+    for _ in range(2 if cuda_graph else 0):  # the first as without one, the second captured
+        update()
     turns: dict[str, Callable[[], object]] = {
         "forward": lambda: training.in_parts(score, batch, workers),
         "backward": lambda: training.in_parts(differentiate, batch, workers),

@@ -48,17 +48,18 @@ def save(run: Path, saved: Checkpoint, keep: int = 2) -> Path:
     return final
 
 
-def load(path: str | Path, which: str = "latest") -> Checkpoint:
+def load(path: str | Path, which: str = "latest", to_train: bool = True) -> Checkpoint:
     """A checkpoint's folder; or of a run's folder its newest whole checkpoint, the best by validation, or one by its name.
 
     which: "latest", "best", or a folder's name as "update-00001000". Raises InputError if there is no such checkpoint, or
-    if a file is missing, truncated or altered (by its SHA-256); only "latest" takes an older one then.
+    if a file is missing, truncated or altered (by its SHA-256); only "latest" takes an older one then. to_train: as of
+    `read_folder`.
     """
     path = Path(path)
     if (path / MANIFEST).is_file():
         if which != "latest":
             raise InputError(f"{path}: expected a run's folder to choose checkpoint {which} from, got a checkpoint's")
-        return read_folder(path)
+        return read_folder(path, to_train)
     found = folders(path)
     if not found:
         came = "no folder" if not path.is_dir() else "neither"
@@ -66,7 +67,7 @@ def load(path: str | Path, which: str = "latest") -> Checkpoint:
             came = "a run that has no checkpoint yet"
         raise InputError(f"{path}: expected a checkpoint's folder (with {MANIFEST}) or a run's (with checkpoints/), got "
                          f"{came}")
-    return _newest_whole(found) if which == "latest" else read_folder(_chosen(path, found, which))
+    return _newest_whole(found, to_train) if which == "latest" else read_folder(_chosen(path, found, which), to_train)
 
 
 def folders(run: Path) -> list[Path]:
@@ -88,11 +89,11 @@ def _name(updates: int) -> str:
     return f"update-{updates:08d}"
 
 
-def _newest_whole(found: list[Path]) -> Checkpoint:
+def _newest_whole(found: list[Path], to_train: bool) -> Checkpoint:
     passed_over: list[str] = []
     for folder in reversed(found):
         try:
-            saved = read_folder(folder)
+            saved = read_folder(folder, to_train)
         except InputError as error:
             passed_over.append(str(error))
         else:

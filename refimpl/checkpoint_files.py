@@ -22,6 +22,7 @@ from refimpl.parameters import Parameters, specification
 FORMAT = 1
 MANIFEST = "checkpoint.json"
 LARGEST_MANIFEST = 1 << 20  # bytes: some thousand times what one has
+FOR_TRAINING = ("optimizer.safetensors", "past.safetensors")  # what nothing but training needs
 DTYPES = {"float32": "F32", "float64": "F64"}
 
 
@@ -105,11 +106,14 @@ def _digest_of(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_folder(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder. Raises InputError if a file is missing, truncated, altered, or not of this format."""
+def read_folder(folder: Path, to_train: bool = True) -> Checkpoint:
+    """The checkpoint in a folder. Raises InputError if a file is missing, truncated, altered, or not of this format.
+
+    to_train False: past and accumulators, many times the model's size, are held to their SHA-256 and left on the disk.
+    """
     manifest = read_manifest(folder)
     try:
-        return _assembled(folder, manifest)
+        return _assembled(folder, manifest, to_train)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:  # whole by its checksum, but another writer's
         raise InputError(f"{folder}: expected a checkpoint of format {FORMAT}, got one with {_one_line(error)}") from error
 
@@ -130,16 +134,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _assembled(folder: Path, manifest: Mapping[str, Any]) -> Checkpoint:
+def _assembled(folder: Path, manifest: Mapping[str, Any], to_train: bool) -> Checkpoint:
     config, train_config = ModelConfig(**manifest["model"]), TrainConfig(**manifest["train"])
-    content = {name: _read(folder / name, listed) for name, listed in manifest["files"].items()}
-    p = _parameters(folder, config, train_config, content["parameters.safetensors"], "")
-    state = optimizers.initialize(train_config, p)
+    content = {}
+    for name, listed in manifest["files"].items():
+        if to_train or name not in FOR_TRAINING:
+            content[name] = _read(folder / name, listed)
+        else:
+            _held(folder / name, listed, *durable.digest(folder / name, listed["bytes"], _sized(listed)))
+    p = _parameters(folder, config, train_config, content.pop("parameters.safetensors"), "")
+    state = optimizers.initialize(train_config, p) if to_train else optimizers.State(0, {}, {})
     state.updates = manifest["updates"]
     state.skipped, state.skipped_in_a_row = manifest.get("skipped", 0), manifest.get("skipped_in_a_row", 0)
     for kind in state.accumulators:
         state.accumulators[kind] = _parameters(folder, config, train_config, content["optimizer.safetensors"], f"{kind}/")
-    past = _tensors(folder, content["past.safetensors"])["past"] if "past.safetensors" in content else None
+    past = _tensors(folder, content.pop("past.safetensors"))["past"] if "past.safetensors" in content else None
     try:
         vocabulary = json.loads(content["vocabulary.json"]) if "vocabulary.json" in content else None
     except ValueError as error:
@@ -148,13 +157,21 @@ def _assembled(folder: Path, manifest: Mapping[str, Any]) -> Checkpoint:
 
 
 def _read(path: Path, listed: Mapping[str, Any]) -> bytes:
-    content = durable.read(path, listed["bytes"], f"a file of {listed['bytes']} bytes")
-    found = hashlib.sha256(content).hexdigest()
-    if len(content) != listed["bytes"]:
-        raise InputError(f"{path}: expected {listed['bytes']} bytes, got {len(content)}: the file was truncated or altered")
-    if found != listed["sha256"]:
-        raise InputError(f"{path}: expected SHA-256 {listed['sha256']}, got {found}: the file was altered")
+    content = durable.read(path, listed["bytes"], _sized(listed))
+    _held(path, listed, len(content), hashlib.sha256(content).hexdigest())
     return content
+
+
+def _sized(listed: Mapping[str, Any]) -> str:
+    return f"a file of {listed['bytes']} bytes"
+
+
+def _held(path: Path, listed: Mapping[str, Any], size: int, sha256: str) -> None:
+    """Raises InputError unless the file is the one that the manifest lists."""
+    if size != listed["bytes"]:
+        raise InputError(f"{path}: expected {listed['bytes']} bytes, got {size}: the file was truncated or altered")
+    if sha256 != listed["sha256"]:
+        raise InputError(f"{path}: expected SHA-256 {listed['sha256']}, got {sha256}: the file was altered")
 
 
 def _tensors(folder: Path, content: bytes) -> dict[str, Array]:

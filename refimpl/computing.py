@@ -19,3 +19,8 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two of them, in words; "" if nothing does."""
     before = {"ranks": 1, **before}  # a run of one process had no need to tell
     return "; ".join(f"{name} {before.get(name)} before, {now[name]} now" for name in now if now[name] != before.get(name))
+
+
+def device_of(computing: Mapping[str, Any]) -> str:
+    """Where a run computes, as it records that beside these, and whether in TF32."""
+    return str(computing.get("device", "cpu")) + (" in TF32" if computing.get("tf32") else "")

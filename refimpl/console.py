@@ -83,20 +83,35 @@ def bench_text(result: Mapping[str, Any]) -> str:
             ("generation, one text", f"{pace['generation']:,.0f} tokens/s"),
             (f"matrix products, threads: {result['threads']}", f"{result['matrix_rate'] / 1e9:,.0f} GFLOP/s"),
             ("memory, read and written", f"{result['memory_rate'] / 1e9:,.1f} GB/s")]
-    return "\n".join((table(rows), table(told), f"{result['processor']}; {result['blas']}; NumPy {result['numpy']}"))
+    asked = [name for key, name in (("tf32", "; TF32"), ("cuda_graph", "; updates from a CUDA graph")) if result[key]]
+    last = "".join((f"{result['processor']}; {result['blas']}; NumPy {result['numpy']}", *asked))
+    return "\n".join((table(rows), table(told), last))
 
 
 def ledger_text(result: Mapping[str, Any]) -> str:
-    """An update's parts, what is sent, and the bounds by device."""
-    rows: list[tuple[str, ...]] = [(f"{result['name']}, one update", "products", "GFLOP", "MB read", "MB written")]
-    for name, entry in {**result["parts"], "all": result["total"]}.items():
-        numbers = entry["operations"] / 1e9, entry["read"] / 1e6, entry["written"] / 1e6
-        rows.append((name, f"{entry['products']}", *(f"{number:,.1f}" for number in numbers)))
-    told = [("sent to the device", f"{result['sent_bytes']:,} bytes, the tokens"), ("read back, waited for", "nothing")]
-    bounds = [(f"bound, {name}", f"{1e3 * seconds:,.2f} ms, {result['tokens_per_update'] / seconds:,.0f} tokens/s at most")
-              for name, seconds in result["seconds"].items()]
+    """An update's parts and the bounds by device, with spans as they begin and full, and what is sent."""
+    named = {"spans as they begin": result["span_initial"], "spans full": result["full_span"]}
+    if result["span_initial"] == result["full_span"]:
+        named = {"one update": result["full_span"]}
+    tables = [_entries(f"{result['name']}, {when}", counted, result["tokens_per_update"]) for when, counted in named.items()]
+    told = [("sent to the device", f"{result['sent_bytes']:,} bytes, the tokens"), ("read back, waited for", "nothing"),
+            ("attention", f"{result['attention']}, whichever is set")]
+    if result["spans_read_every"]:
+        told.append(("spans are read", f"before every {result['spans_read_every']} updates"))
+    if result["uncounted"]:
+        told.append((result["uncounted"], "not counted: the text decides"))
     notes = "\n".join(result["sources"].values())
-    return "\n".join((table(rows), table(told), table(bounds), f"A bound is {result['bound']}.", notes))
+    return "\n".join((*tables, table(told), f"A bound is {result['bound']}.", notes))
+
+
+def _entries(title: str, counted: Mapping[str, Any], tokens: int) -> str:
+    rows: list[tuple[str, ...]] = [(title, "launches", "products", "GFLOP", "MB read", "MB written")]
+    for name, entry in {**counted["parts"], "all": counted["total"]}.items():
+        numbers = entry["operations"] / 1e9, entry["read"] / 1e6, entry["written"] / 1e6
+        rows.append((name, f"{entry['launches']:,}", f"{entry['products']:,}", *(f"{number:,.1f}" for number in numbers)))
+    bounds = [(f"bound, {name}", f"{1e3 * seconds:,.2f} ms, {tokens / seconds:,.0f} tokens/s at most")
+              for name, seconds in counted["seconds"].items()]
+    return "\n".join((table(rows), table(bounds)))
 
 
 def evaluation_text(result: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from refimpl.parameters import Parameters
 from refimpl.ring import Ring
 from refimpl.variants import layer_options
 
-PIECE = 512  # tokens of a prompt at a time, at most: a piece keeps every intermediate of the model's own forward
+PIECE = 512  # tokens of a prompt at a time, at most: a piece has every intermediate of the model's own attention
 
 
 class Layer(NamedTuple):
@@ -67,7 +67,7 @@ class Continuation:
             position = self._position(start)
             end = start + min(PIECE, self._config.span, (self._block or tokens.shape[1]) - position)
             with quiet():
-                h, past, _ = hidden_states(self._p, self._config, tokens[:, start:end], past, {}, position)
+                h, past, _ = hidden_states(self._p, self._config, tokens[:, start:end], past, {}, position, save=False)
             start = end
         return h[:, -1], past
 

@@ -94,3 +94,13 @@ def opened(path: Path, largest: int, expected: str) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: expected {expected}, got {error.strerror}") from error
     finally:
         os.close(descriptor)
+
+
+def digest(path: Path, largest: int, expected: str) -> tuple[int, str]:
+    """The size and SHA-256 of what `read` would return, which is not kept."""
+    found, size = hashlib.sha256(), 0
+    with opened(path, largest, expected) as file:
+        while part := file.read(min(PIECE, largest - size)):
+            found.update(part)
+            size += len(part)
+    return size, found.hexdigest()

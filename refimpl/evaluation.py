@@ -79,13 +79,13 @@ def evaluate(
         inputs, targets = (to_library_of(like, array[own]) for array in (block.tokens, block.targets))
         with quiet():
             core = core_for("auto", config, inputs, like)
-            out = model.forward(p, config, inputs, targets, past, core=core)
+            out = model.forward(p, config, inputs, targets, past, core=core, save=False)
         past = out.past
         cells.append(intervals.cells_of(to_host(out.token_loss)))
         loss = float(cells[-1].sums.sum())
         total, means, tokens = total + loss, means + loss / size, tokens + block.targets[own].size
         line_ends += 0 if end_of_line is None else int((block.targets[own] == end_of_line).sum())
-        del out  # before the next block's is made: what it saved for a backward is the most of it
+        del out  # before the next block's is made
     if not count:
         raise InputError("evaluation: expected at least one block of text, got none")
     total, means, *counts = ranks.stacked([total, means, tokens, line_ends]).sum(axis=0).tolist()

@@ -36,9 +36,9 @@ def extend_past(config: ModelConfig, past: Array, inputs: list[Array]) -> Array:
 
 
 def keep_masks(
-    config: ModelConfig, batch: int, block: int, seed: int, update: int, first_row: int = 0
+    config: ModelConfig, batch: int, block: int, seed: int, update: int, first_row: int = 0, now: Array | None = None
 ) -> dict[str, Mask]:
-    """Keep-masks of one update, {} without dropout, each to be drawn where it is needed.
+    """Keep-masks of one update, {} without dropout, each to be drawn where it is needed; `now` as in Mask.
 
     "embedding" and "hidden" (B, T, D), "layers.l.attention" (B, H, T, S), "layers.l.memory" (B, H, T, N) with the heads that
     attend to the context and to persistent vectors, "layers.l.feed_forward" (B, T, F).
@@ -53,7 +53,7 @@ def keep_masks(
                 rates[f"layers.{layer}.memory"] = (config.memory_shape[0], block, config.memory), config.dropout
             if config.feed_forward:
                 rates[f"layers.{layer}.feed_forward"] = (block, config.feed_forward), config.dropout
-    return {name: Mask(seed, name, update, first_row, batch, shape, rate) for name, (shape, rate) in rates.items()}
+    return {name: Mask(seed, name, update, first_row, batch, shape, rate, now) for name, (shape, rate) in rates.items()}
 
 
 def draw_masks(

@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refimpl import accounting, checkpoint, locks, ram, room, runs, settings
+from refimpl import accounting, checkpoint, locks, room, runs, settings
 from refimpl.arrays import Place
 from refimpl.bench import bench as measure
 from refimpl.blas import this_machine
-from refimpl.config import DataConfig, TrainConfig
+from refimpl.computing import device_of
+from refimpl.config import DataConfig, ModelConfig, TrainConfig
 from refimpl.datasets.batches import Batches
 from refimpl.datasets.corpus import Corpus, open_corpus, with_defaults
 from refimpl.datasets.published import ITEMS
-from refimpl.device.ledger import ledger as count
+from refimpl.device import graphs
+from refimpl.device.ledger import ledger as count_asked
 from refimpl.device.opening import on_host
 from refimpl.errors import InputError
 from refimpl.evaluation import Evaluation
@@ -39,6 +41,8 @@ class Request:
     store: Path
     device: str = "cpu"
     place: Place = on_host
+    tf32: bool = False
+    cuda_graph: bool = False
 
 
 class Opened(NamedTuple):
@@ -57,11 +61,11 @@ def dry_run(request: Request) -> dict[str, Any]:
         corpus = open_corpus(data, request.store)
         tables["model"]["vocabulary"] = corpus.vocabulary.size
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
-    available = ram.available()
-    shortages = {when: room.shortage(config, train_config, share, available)
+    available, count = room.of(request.device)
+    shortages = {when: room.shortage(config, train_config, share, available, count)
                  for when, share in (("full_span", 1.0), ("span_initial", config.span_initial))}
     return {"name": _name(request), "data": {"path": data.path, **data.conventions},
-            **accounting.describe(config, train_config), "available_memory": available,
+            **accounting.describe(config, train_config, count), "available_memory": available,
             "shortage": {when: told or None for when, told in shortages.items()}}
 
 
@@ -70,8 +74,10 @@ def bench(request: Request, repeats: int) -> dict[str, Any]:
     tables = _given(request)
     tables["model"].setdefault("vocabulary", BYTES)
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
-    processor = this_machine(request.store).processor
-    return {"name": _name(request), "processor": processor, **measure(config, train_config, repeats, request.place)}
+    _check_device(request, config, train_config)
+    measured = measure(config, train_config, repeats, request.place, request.cuda_graph)
+    return {"name": _name(request), "processor": this_machine(request.store).processor, "tf32": request.tf32,
+            "cuda_graph": request.cuda_graph, **measured}
 
 
 def ledger(request: Request) -> dict[str, Any]:
@@ -79,7 +85,7 @@ def ledger(request: Request) -> dict[str, Any]:
     tables = _given(request)
     tables["model"].setdefault("vocabulary", BYTES)
     config, train_config = settings.model_config(tables["model"]), TrainConfig(**tables["train"])
-    return {"name": _name(request), **count(config, train_config)}
+    return {"name": _name(request), **count_asked(config, train_config)}
 
 
 def open_run(request: Request, resume: bool, ranks: Ranks = ALONE) -> Opened:
@@ -106,17 +112,17 @@ def open_run(request: Request, resume: bool, ranks: Ranks = ALONE) -> Opened:
     config = settings.model_config({**tables["model"], "vocabulary": size})
     batches = _batches(corpus, train_config)
     _check_validation(corpus)
-    if request.device == "cpu":
-        room.check(config, train_config, config.span_initial, ram.available())
-    _check_device(request, train_config)
+    room.check(config, train_config, config.span_initial, *room.of(request.device))
+    _check_device(request, config, train_config)
     run = runs.begin(folder, config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256,
                      ranks)
     return _opened(run, corpus, request)
 
 
-def later_shortage(saved: checkpoint.Checkpoint) -> str:
+def later_shortage(saved: checkpoint.Checkpoint, device: str) -> str:
     """What to tell of a run that fits as it begins but not with every span full; "" if it does, or if spans are fixed."""
-    return room.shortage(saved.config, saved.train_config, 1.0, ram.available()) if saved.config.adaptive_span else ""
+    adaptive = saved.config.adaptive_span
+    return room.shortage(saved.config, saved.train_config, 1.0, *room.of(device)) if adaptive else ""
 
 
 def _check_validation(corpus: Corpus) -> None:
@@ -149,17 +155,16 @@ def _gone_on_with(request: Request, folder: Path, ranks: Ranks) -> Opened:
         runs.changed(saved, data, given)
     else:
         saved = checkpoint.load(folder)
-        if request.device == "cpu":
-            room.check(saved.config, saved.train_config, _longest_span(saved), ram.available())
+        room.check(saved.config, saved.train_config, _longest_span(saved), *room.of(request.device))
         data = _absolute(run_data(folder, saved, request.data_path))
         runs.changed(saved, data, given)
         corpus = open_corpus(data, request.store, vocabulary_of(saved))
         batches = _batches(corpus, saved.train_config)
-    _check_device(request, runs.changed(saved, data, given))
-    before = saved.progress.get("computing", {}).get("device", "cpu")
+    _check_device(request, saved.config, runs.changed(saved, data, given))
+    before, now = device_of(saved.progress.get("computing", {})), device_of({"device": request.device, "tf32": request.tf32})
     run = runs.resume(folder, saved, given, data, batches, corpus.sha256, ranks)
-    if before != request.device:
-        run.moved = "; ".join(filter(None, (run.moved, f"device {before} before, {request.device} now")))
+    if before != now:
+        run.moved = "; ".join(filter(None, (run.moved, f"device {before} before, {now} now")))
     return _opened(run, corpus, request)
 
 
@@ -183,7 +188,11 @@ def _batches(corpus: Corpus, train_config: TrainConfig) -> Batches:
     return Batches(corpus.train, train_config.batch, train_config.block, train_config.seed)
 
 
-def _check_device(request: Request, train_config: TrainConfig) -> None:
+def _check_device(request: Request, config: ModelConfig, train_config: TrainConfig) -> None:
+    if request.tf32 and train_config.dtype != "float32":
+        raise InputError(f"--tf32: expected train.dtype float32, got {train_config.dtype}")
+    if request.cuda_graph:
+        graphs.check(train_config, request.device)
     if request.device != "cpu" and train_config.on_nonfinite == "skip":
         raise InputError(f"train.on_nonfinite: expected stop with --device {request.device}, where no update waits to be "
                          "looked at, got skip")
@@ -200,7 +209,9 @@ def _opened(run: runs.Run, corpus: Corpus, request: Request) -> Opened:
     saved = run.saved
     saved.move(request.place)
     if request.device != "cpu":
-        saved.progress["computing"]["device"] = request.device
+        saved.progress["computing"] |= {"device": request.device, **({"tf32": True} if request.tf32 else {})}
+    if request.cuda_graph:
+        saved.optimizer.graph = graphs.Graph()
 
     def validate(stop: Callable[[], bool]) -> Evaluation:
         start = corpus.valid[: saved.train_config.evaluate_tokens or None]

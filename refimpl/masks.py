@@ -18,7 +18,10 @@ SKIPPED = 1024  # numbers that are drawn though not needed, most: they cost as m
 
 
 class Mask(NamedTuple):
-    """The keep-mask (rows, *shape) of one dropout in one update; row b's depends on first_row + b and not on `rows`."""
+    """The keep-mask (rows, *shape) of one dropout in one update; row b's depends on first_row + b and not on `rows`.
+
+    now: where a GPU reads the update's number, below 2^32, as its first element, if not from `update`.
+    """
 
     seed: int
     name: str
@@ -27,12 +30,13 @@ class Mask(NamedTuple):
     rows: int
     shape: tuple[int, ...]
     rate: float
+    now: Array | None = None
 
     def whole(self, like: Array) -> Array:
         """All of it, in the library of `like`; the same bits, wherever they are drawn."""
         if is_device(like):
             entropy = self.seed, purpose_number(self.purpose), self.update
-            drawn = keep_mask(entropy, self.first_row, self.rows, math.prod(self.shape), self.least, like)
+            drawn = keep_mask(entropy, self.first_row, self.rows, math.prod(self.shape), self.least, like, self.now)
             return drawn.reshape(self.rows, *self.shape)
         keep = module_of(like).empty((self.rows, *self.shape), bool)
         for number in range(self.rows):

@@ -16,7 +16,6 @@ from refimpl.layers import (
     attention,
     dropout,
     embedding,
-    fused_softmax,
     layer_norm,
     linear,
     positions,
@@ -62,7 +61,7 @@ class Saved(NamedTuple):
 
 def forward(
     p: Mapping[str, Array], config: ModelConfig, tokens: Array, targets: Array, past: Array, masks: Masks | None = None,
-    first_position: int = 0, core: ModuleType = attention,
+    first_position: int = 0, core: ModuleType = attention, save: bool = True,
 ) -> Output:
     """Scores `targets` (B, T) after `tokens` (B, T) and `past` (L, B, P, D), the layers' inputs of earlier segments.
 
@@ -71,7 +70,7 @@ def forward(
     attention, see variants.py. Raises InputError for shapes that disagree and for token ids outside the vocabulary.
     """
     check_targets(config, tokens, targets)
-    h, new_past, stacked = hidden_states(p, config, tokens, past, masks or {}, first_position, core)
+    h, new_past, stacked = hidden_states(p, config, tokens, past, masks or {}, first_position, core, save)
     if config.cutoffs:
         softmax = softmax_core(core)
         token_loss, softmax_saved = softmax.forward(h, targets, softmax_weights(p, config), config.cluster_order)
@@ -88,13 +87,14 @@ def loss_and_gradients(
     core: ModuleType = attention,
 ) -> tuple[Output, Parameters]:
     """forward and backward in one, for training: what an adaptive softmax in chunks computes is used before it is gone."""
-    if not config.cutoffs or softmax_core(core) is adaptive_softmax:
+    softmax = softmax_core(core)
+    if not config.cutoffs or softmax is adaptive_softmax:
         out = forward(p, config, tokens, targets, past, masks, core=core)
         return out, backward(out.saved)
     check_targets(config, tokens, targets)
     h, new_past, saved = hidden_states(p, config, tokens, past, masks or {}, 0, core)
     g = zeros(config, h)
-    token_loss, d_h = fused_softmax.loss_and_gradients(
+    token_loss, d_h = softmax.loss_and_gradients(
         h, targets, softmax_weights(p, config), config.cluster_order, _of_mean(h), softmax_weights(g, config))
     out = Output(token_loss.mean(), token_loss, _span_penalty(p, config), new_past, saved)
     return out, _backward_below(g, d_h, saved)
@@ -117,7 +117,7 @@ def score_words(p: Mapping[str, Array], config: ModelConfig, h: Array) -> Array:
 
 def hidden_states(
     p: Mapping[str, Array], config: ModelConfig, tokens: Array, past: Array, masks: Masks, first_position: int,
-    core: ModuleType = attention,
+    core: ModuleType = attention, save: bool = True,
 ) -> tuple[Array, Array, Saved]:
     """The last hidden state (B, T, D), the new past, and what was saved on the way; `scored` is still to come."""
     check_past(config, tokens, past)
@@ -129,7 +129,7 @@ def hidden_states(
         inputs.append(h)
         weights, keep = layer_weights(p, layer), transformer_layer.part(f"layers.{layer}", masks)
         h, saved = transformer_layer.forward(h, past[layer], weights, options, keep)
-        layers.append(saved)
+        layers += [saved] if save else []
     h, final_norm = transformer_layer.normalize("final_norm", h, p) if config.norm == "pre" else (h, None)
     last, hidden_dropped = dropout.forward(h, masks.get("hidden"), config.embedding_dropout)
     saved_all = Saved(p, config, embedded, embedding_dropped, [*inputs, h], layers, final_norm, hidden_dropped, None)

@@ -19,7 +19,8 @@ class State:
 
     clipped: the share of tensors that the last update clipped; of all together 0 or 1. skipped: how many of the updates
     changed nothing, as they were not finite, and how many of them the last ones in a row.
-    On a GPU, device: what a step keeps there; windows: how far heads reach, kept on the host.
+    On a GPU, device: what a step keeps there; windows: how far heads reach, kept on the host; graph: an update's
+    device.graphs.Graph, where it is to be computed from one.
     """
 
     updates: int
@@ -30,6 +31,7 @@ class State:
     skipped_in_a_row: int = 0
     device: Any = None
     windows: Any = None
+    graph: Any = None
 
     @property
     def steps(self) -> int:

@@ -51,7 +51,7 @@ def evaluate_run(
     which: str = "latest", place: Place = on_host,
 ) -> dict[str, Any]:
     """The result of `eval`: losses of a split in every unit that applies, what they were measured on, and how."""
-    saved = checkpoint.load(path, which)
+    saved = checkpoint.load(path, which, to_train=False)
     saved.move(place)
     corpus = _corpus(saved, run_data(path, saved, data_path), store, data_path is not None)
     tokens, unit = getattr(corpus, split), unit_of(corpus.vocabulary)
@@ -120,7 +120,7 @@ def generate(
     place: Place = on_host,
 ) -> Passages:
     """Text from a run's model. Without a prompt it begins after a line's end. Raises InputError for unknown symbols."""
-    saved = checkpoint.load(path, which)
+    saved = checkpoint.load(path, which, to_train=False)
     saved.move(place)
     vocabulary = vocabulary_of(saved)
     tokens = [_encoded(vocabulary, prompt) for prompt in prompts] or [_line_start(vocabulary)]

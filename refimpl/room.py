@@ -1,41 +1,58 @@
 """Whether a run fits into the memory that is there, and if not, what to change."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from refimpl import ram
 from refimpl.accounting import bytes_by_purpose
 from refimpl.config import ModelConfig, TrainConfig
+from refimpl.device import sizes
+from refimpl.device.opening import free_bytes, number_of
 from refimpl.errors import InputError
 
 SMALLEST_BLOCK, SMALLEST_SPAN = 16, 16
+Count = Callable[[ModelConfig, TrainConfig, float], Mapping[str, int]]  # bytes by purpose, as accounting's
 
 
-def shortage(config: ModelConfig, train_config: TrainConfig, share: float, available: int | None) -> str:
+def of(device: str) -> tuple[int | None, Count]:
+    """How many bytes are there where memory will be taken, None if nobody knows, and how it is counted."""
+    if number_of(device) is None:
+        return ram.available(), bytes_by_purpose
+    return free_bytes(device), sizes.bytes_by_purpose
+
+
+def shortage(
+    config: ModelConfig, train_config: TrainConfig, share: float, available: int | None, count: Count = bytes_by_purpose
+) -> str:
     """What an update needs more than there is, and which settings make it fit; "" if it fits, or if nobody knows."""
-    memory = bytes_by_purpose(config, train_config, share)
+    memory = count(config, train_config, share)
     needed = sum(memory.values())
     if available is None or needed <= available:
         return ""
     largest = sorted(memory, key=lambda purpose: -memory[purpose])[:3]
     parts = ", ".join(f"{purpose} {_amount(memory[purpose])}" for purpose in largest)
-    found = list(suggestions(config, train_config, share, available))
+    found = list(suggestions(config, train_config, share, available, count))
     change = f"it fits with {' or '.join(found)}" if found else (
         "neither train.batch nor train.block nor model.span alone makes it fit: try several, model.layers or model.width")
     return f"expected {_amount(available)} of memory to be enough, got an estimate of {_amount(needed)} ({parts}); {change}"
 
 
-def check(config: ModelConfig, train_config: TrainConfig, share: float, available: int | None) -> None:
+def check(
+    config: ModelConfig, train_config: TrainConfig, share: float, available: int | None, count: Count = bytes_by_purpose
+) -> None:
     """Raises InputError if an update, its longest spans at `share` of S, needs more memory than there is."""
-    told = shortage(config, train_config, share, available)
+    told = shortage(config, train_config, share, available, count)
     if told:
         raise InputError(f"this run: {told} (--dry-run tells more)")
 
 
-def suggestions(config: ModelConfig, train_config: TrainConfig, share: float, available: int) -> Iterator[str]:
+def suggestions(
+    config: ModelConfig, train_config: TrainConfig, share: float, available: int, count: Count = bytes_by_purpose
+) -> Iterator[str]:
     """Single settings with which it fits, each as little smaller as may be."""
 
     def fits(config: ModelConfig, train_config: TrainConfig) -> bool:
-        return sum(bytes_by_purpose(config, train_config, share).values()) <= available
+        return sum(count(config, train_config, share).values()) <= available
 
     if train_config.workers != 1 and fits(config, replace(train_config, workers=1)):
         yield "train.workers=1"

@@ -117,8 +117,9 @@ def resume(
 def check_alike(run: Run) -> None:
     """Raises RanksError unless all ranks have the same run: they may have read other files, or compute otherwise."""
     saved = run.saved
-    mine = {**saved.progress["computing"], "text": saved.progress["text_sha256"], "update": saved.optimizer.updates,
-            "model": asdict(saved.config), "train": asdict(saved.train_config)}
+    mine = {**saved.progress["computing"], "text": saved.progress["text_sha256"], "update": saved.optimizer.updates}
+    for table, config in (("model", saved.config), ("train", saved.train_config)):
+        mine |= {f"{table}.{name}": value for name, value in asdict(config).items()}
     found = differences(run.ranks, mine)
     if found:
         raise RanksError(f"expected the same run on every rank, got {found}")
@@ -162,7 +163,8 @@ def _disk(folder: Path) -> Iterator[None]:
 
 def _forget_after(log: Path, update: int, validated: int | None) -> None:
     """Takes from the log what will be done, and logged, again: later updates, its own validation if that is left."""
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+    # what is no UTF-8 is no record either, and must not keep a run from going on
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if log.exists() else []
     last = update if validated == update else update - 0.5
     kept = [line for line in lines if _update_of(line) <= (last if '"valid_loss"' in line else update)]
     if len(kept) < len(lines):
@@ -173,5 +175,5 @@ def _update_of(line: str) -> float:
     """The update that a line of the log tells of; infinity for what a killed writer left."""
     try:
         return float(json.loads(line)["update"]) if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf

@@ -11,6 +11,7 @@ from refimpl import console
 from refimpl.errors import CalledFailedError, InputError
 from refimpl.exits import OUTSIDE, USAGE, EndedError, Session, debug_option
 
+TF32 = "refimpl.tf32"  # where a command's context holds --tf32 for use_device and asked_tf32
 kernels_option = click.option(
     "--blas-kernels", "kernels", default="auto", show_default=True, metavar="auto|default|NAME",
     envvar="REFIMPL_BLAS_KERNELS",
@@ -20,6 +21,11 @@ threads_option = click.option(
     help="Threads of BLAS and workers, of each rank.  [default: the cores that may be used, shared by the ranks there]")
 device_option = click.option("--device", default="cpu", show_default=True, metavar="cpu|gpu|gpu:N",
                              help="Where to compute; `refimpl info` tells whether a GPU is usable.")
+tf32_option = click.option(
+    "--tf32", is_flag=True, expose_value=False, callback=lambda context, _, value: context.meta.update({TF32: value}),
+    help="On a GPU multiply float32 matrices in TF32: faster, to about 3 digits.")
+graph_option = click.option("--cuda-graph", is_flag=True,
+                            help="On a GPU launch an update as one CUDA graph: the same results, fewer calls.")
 store_option = click.option("--store", type=click.Path(path_type=Path), default=None, envvar="REFIMPL_STORE",
                             help="Where encoded texts are kept.  [default: the user's cache folder]")
 
@@ -46,7 +52,7 @@ data_options = options(
 checkpoint_option = click.option(
     "--checkpoint", "which", default="latest", show_default=True, metavar="latest|best|NAME",
     help="Which of a run's checkpoints: the newest whole one, the best by validation, or a folder's name.")
-computing_options = options(kernels_option, threads_option, device_option)
+computing_options = options(kernels_option, threads_option, device_option, tf32_option)
 mpi_option = click.option(
     "--mpi/--no-mpi", default=None,
     help="Share the run with the processes that mpiexec started, or don't.  [default: if it started several]")
@@ -69,7 +75,12 @@ def use_device(name: str) -> Callable[[Any], Any]:
     """What moves an array to where the rest of the command computes. Raises InputError if there is no such device."""
     from refimpl.device import opening
 
-    return opening.opened(name)
+    return opening.opened(name, asked_tf32())
+
+
+def asked_tf32() -> bool:
+    """Whether the command was given --tf32."""
+    return bool(click.get_current_context().meta.get(TF32, False))
 
 
 def join_ranks(asked: bool | None) -> Session:

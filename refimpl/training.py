@@ -11,7 +11,7 @@ from refimpl import model, optimizers
 from refimpl.arena import Arena, lent, returned
 from refimpl.arrays import Array, available_cores, is_device, map_in_threads, module_of, quiet, to_library_of
 from refimpl.config import ModelConfig, TrainConfig
-from refimpl.device import optimizer, windows
+from refimpl.device import optimizer, updates
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import keep_masks
 from refimpl.parameters import Parameters
@@ -77,8 +77,9 @@ def update(
     or state change, if the loss or a gradient is not finite; the message names the first such tensor. With
     on_nonfinite = "skip" such an update only counts, SKIPS_IN_A_ROW times in a row at most, and the past is emptied. On a
     GPU there is one worker, nothing is read back, and such an update changes nothing: `device.optimizer.check(state)` raises
-    for it. Of several ranks each is given the whole batch and the past of its own rows, and computes those; what it then has
-    to tell goes to all with its loss.
+    for it; with state.graph tokens may be on the host, and the next update overwrites the result's past. Of several ranks
+    each is given the whole batch and the past of its own rows, and computes those; what it then has to tell goes to all with
+    its loss.
     """
     if is_device(p.vector):
         done = _update_on_device(p, state, config, train_config, tokens, targets, past)
@@ -127,14 +128,10 @@ def _update_on_device(
     p: Parameters, state: optimizers.State, config: ModelConfig, train_config: TrainConfig, tokens: Array, targets: Array,
     past: Array,
 ) -> Result:
-    """The same on a GPU: in one part, and without waiting for what comes of it."""
-    number, state.clipped = state.updates + 1, math.nan  # how much is clipped the step's kernel does not tell
-    state.windows = windows.kept(state.windows, p, train_config, number)
-    core = core_for(train_config.attention, config, tokens, p.vector)
-    masks = keep_masks(config, len(tokens), tokens.shape[1], train_config.seed, number)
-    out, g = model.loss_and_gradients(p, config, tokens, targets, past, masks, windows.narrowed(core, state.windows))
-    norm, rate = optimizer.update(p, g, state, train_config, out.loss), optimizers.learning_rate(train_config, number)
-    return Result(out.loss, out.span_penalty, out.past, norm, rate, tokens, targets)
+    """The same on a GPU: in one part, and without waiting for what comes of it; from a graph where the state has one."""
+    rate = optimizers.learning_rate(train_config, state.updates + 1)
+    made, given = updates.update(p, state, config, train_config, tokens, targets, past)
+    return Result(made.loss, made.span_penalty, made.past, made.norm, rate, given.tokens, given.targets)
 
 
 def score(
@@ -180,8 +177,8 @@ def check_finite(p: Parameters, config: ModelConfig, result: Result, ranks: Rank
             out = model.forward(p, config, result.tokens[rows], result.targets[rows], result.past[:, rows], core=core)
             if bad is None and not xp.isfinite(out.loss):
                 bad = out
-        every = ranks.stacked([math.inf if bad is not None else 0.0])
-        if not (math.isfinite(float(every.sum())) and xp.isfinite(p.vector).all()):
+        every = ranks.stacked([0.0 if bad is None and xp.isfinite(p.vector).all() else math.inf])
+        if not math.isfinite(float(every.sum())):
             loss = math.nan if bad is None else float(bad.loss)
             raise NonFiniteError(f"after the last update: loss {loss}; first tensor that is not finite: "
                                  f"{_first_nonfinite(p, None, [out] if bad is None else [bad], ranks)}")
@@ -203,7 +200,9 @@ def run(
         own = share(ranks, len(segment.tokens))
         if segment.restart:
             past = model.initial_past(config, own.stop - own.start, p.vector)
-        tokens, targets = (to_library_of(p.vector, array) for array in (segment.tokens, segment.targets))
+        tokens, targets = segment.tokens, segment.targets
+        if state.graph is None:  # which sends them with what else it needs
+            tokens, targets = (to_library_of(p.vector, array) for array in (tokens, targets))
         with arena:
             result = update(p, state, config, train_config, tokens, targets, past, ranks, tell)
         past = result.past

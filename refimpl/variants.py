@@ -5,7 +5,9 @@ from types import ModuleType
 
 from refimpl.arrays import Array, is_device
 from refimpl.config import ModelConfig
+from refimpl.device import adaptive_softmax as device_softmax
 from refimpl.device import attention as device_attention
+from refimpl.device import windows
 from refimpl.layers import (
     adaptive_softmax,
     attention,
@@ -56,7 +58,9 @@ def core_for(name: str, config: ModelConfig, tokens: Array, like: Array) -> Modu
 
 
 def softmax_core(core: ModuleType) -> ModuleType:
-    """The adaptive softmax beside an attention: with the tiled one that in chunks, which is for the same arrays and uses."""
+    """The adaptive softmax beside an attention: with a tiled one that in one pass, which is for the same arrays and uses."""
+    if core is device_attention or isinstance(core, windows.Core):
+        return device_softmax
     return fused_softmax if core is tiled_attention else adaptive_softmax
 
 

@@ -33,6 +33,24 @@ def test_mixing_host_and_device_names_both_arguments(cupy):
         arrays.array_module({"queries": np.zeros(1), "keys": cupy.ndarray()})
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "longdouble"])
+@pytest.mark.parametrize("width", [1, arrays.WIDE - 1, arrays.WIDE, 300])
+def test_scattered_rows_add_up_to_the_bits_of_add_at(width, dtype):
+    rng = np.random.default_rng(0)
+    index, rows = rng.integers(0, 7, (3, 50)).astype("uint8"), rng.standard_normal((3, 50, width)).astype(dtype)
+    found, expected = (rng.standard_normal((9, width)).astype(dtype) for _ in range(2))
+    found[...] = expected
+    arrays.scatter_add(found, index, rows)
+    np.add.at(expected, index, rows)
+    np.testing.assert_array_equal(found, expected)
+    arrays.scatter_add(found, index[:0], rows[:0])
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(IndexError):
+        arrays.scatter_add(found, index + 9, rows)
+    with pytest.raises(ValueError, match=r"broadcast|argument 2"):
+        arrays.scatter_add(found, index, rows[:2])
+
+
 def test_random_streams_depend_on_seed_purpose_and_indices_alone():
     first = arrays.random_stream(1, "a", 2).random(4)
     arrays.random_stream(5, "b").random(100)

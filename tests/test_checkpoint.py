@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -123,6 +124,31 @@ def test_without_past_and_vocabulary(make, tmp_path):
     loaded = checkpoint.load(folder)
     assert loaded.past is None
     assert loaded.vocabulary is None
+
+
+def test_to_use_a_model_past_and_accumulators_stay_on_the_disk(make, tmp_path):
+    made = make()
+    made.past = np.ones((CONFIG.layers, TRAIN.batch, 2**19, CONFIG.width), "float32")
+    folder = checkpoint.save(tmp_path, made)
+    tracemalloc.start()
+    loaded = checkpoint.load(folder, to_train=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < made.past.nbytes / 2
+    assert loaded.parameters.vector.tobytes() == made.parameters.vector.tobytes()
+    assert (loaded.past, loaded.optimizer.accumulators, loaded.optimizer.updates) == (None, {}, 7)
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "past.safetensors"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content + b"?",
+                                    lambda content: content[:-1] + bytes([content[-1] ^ 1])], ids=["short", "long", "other"])
+def test_what_stays_on_the_disk_is_held_to_its_checksum(saved, name, damage):
+    (saved / name).write_bytes(damage((saved / name).read_bytes()))
+    with pytest.raises(InputError) as to_train:
+        checkpoint.load(saved)
+    with pytest.raises(InputError) as to_use:
+        checkpoint.load(saved, to_train=False)
+    assert str(to_use.value) == str(to_train.value)
 
 
 def test_views_that_are_not_contiguous_are_saved_as_they_read(make, tmp_path):

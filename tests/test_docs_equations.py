@@ -570,7 +570,7 @@ PLANTED = {
     "softmax_loss": ("d_logits *= d_loss[..., None]", "d_logits *= abs(d_loss[..., None])"),
     "masked_softmax": ("- counted * mean", "- weight * mean"),
     "dropout": ("_scaled(dy, saved.keep, saved.rate)", "_scaled(dy, saved.keep, 0)"),
-    "embedding": ("xp.add.at(d_table, saved.tokens, dx)", "d_table[saved.tokens] += dx"),
+    "embedding": ("scatter_add(d_table, saved.tokens, dx)", "d_table[saved.tokens] += dx"),
     "span": ("(fraction.real <= 1)", "(fraction.real < 1)"),
     "positions": ("d_rows = d_scores.transpose(1, 0, 2, 3)", "d_rows = d_scores"),
     "windows": ("_band(rows @ saved.window.swapaxes(-1, -2), size)",

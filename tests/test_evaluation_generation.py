@@ -1,6 +1,7 @@
 """Evaluation's means and units; generation's draws, and that it says what the model says."""
 
 import math
+import tracemalloc
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,20 @@ def test_mean_is_over_tokens_and_the_past_is_carried():
     result = evaluate(p, CONFIG, blocks, end_of_line=3)
     assert result.loss == pytest.approx(expected, rel=1e-13)
     assert (result.tokens, result.line_ends) == (18, sum((block.targets == 3).sum() for block in blocks))
+
+
+def test_no_layer_keeps_what_a_backward_would_need():
+    """What layers save for a backward is three times the past; without it there are two pasts and one layer."""
+    config = ModelConfig(vocabulary=11, width=16, heads=2, layers=8, span=2**15, memory=1, adaptive_span=False,
+                         zero_past=True)
+    p, tokens = parameters.initialize(config, dtype="float32"), text(17).reshape(1, 17)
+    block = Piece(tokens[:, :16], tokens[:, 1:], True)
+    past = model.initial_past(config, 1, p.vector)
+    tracemalloc.start()
+    evaluate(p, config, [block, block])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * past.nbytes
 
 
 def test_published_mean_is_over_blocks():

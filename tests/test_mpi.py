@@ -266,6 +266,38 @@ def test_ranks_that_compute_otherwise_do_not_begin(mpi, arguments, tmp_path):
                         one_line(err))
 
 
+def test_of_settings_that_differ_those_are_named(arguments, store, tmp_path):
+    words = [sys.executable, "-m", "refimpl", *map(str, arguments), "--out", str(tmp_path / "run")]
+    end = subprocess.run([MPIEXEC, "-n", "1", *words, ":", "-n", "1", *words, "--set", "train.seed=2"], capture_output=True,
+                         encoding="utf-8", env={**os.environ, "REFIMPL_STORE": str(store)}, check=False)
+    assert end.returncode == 3
+    assert one_line(end.stderr) == ("refimpl: expected the same run on every rank, got train.seed 0 on rank 0, 2 on rank 1")
+
+
+def test_what_spans_may_come_to_need_is_told_once(mpi, arguments, tmp_path):
+    program = f"from refimpl import jobs\njobs.later_shortage = lambda saved: 'more than there is'\n{MAIN}"
+    code, _, err = mpi(2, "-c", program, *arguments, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert err.count("more than there is") == 1
+
+
+def test_parameters_that_are_not_finite_on_one_rank_end_all(mpi, arguments, tmp_path):
+    """As after a fault of memory, just before a checkpoint: no rank waits for one that has ended."""
+    spoil = """
+        import numpy as np
+        from refimpl import running
+        save = running._save
+        def spoilt(run, *rest, **options):
+            run.saved.parameters.vector[5] = np.nan
+            return save(run, *rest, **options)
+        running._save = spoilt
+        """
+    code, _, err = mpi(2, "-c", on_rank(1, spoil), *arguments, "--out", tmp_path / "run")
+    assert code == 1
+    assert err.count("first tensor that is not finite: parameter ") == 1
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
 def test_sums_that_differ_never_reach_a_checkpoint(mpi, arguments, tmp_path):
     """One rank's parameters are off by one unit: nothing of it is written."""
     spoil = """

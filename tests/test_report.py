@@ -315,15 +315,16 @@ def test_a_log_is_read_as_far_as_it_goes(tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_bytes(b'{"update": 1, "loss": 2.0}\n{"update": 2, "loss": NaN}\nnull\n{"loss": 1}\n\xff\xfe\n'
                     b'{"update": 3, "valid_loss": 1.5, "spans": [[1, 2]]}\n{"update": 4, "spans": "x"}\n'
-                    b'{"update": 5, "loss": "1", "spans": [[1, 2], [3]]}\n{"update": 6, "lo')
+                    b'{"update": 5, "loss": "1", "spans": [[1, 2], [3]]}\n{"update": 1' + b"0" * 400 + b"}\n"
+                    b'{"update": 6, "loss": 1' + b"0" * 400 + b'}\n{"update": 7, "lo')
     notes = []
     records = reading._records(log, notes)
-    assert [record["update"] for record in records] == [1, 2, 3, 4, 5]
-    assert notes[0] == "4 of the log's 9 lines could not be read and were left out."
+    assert [record["update"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert notes[0] == "5 of the log's 11 lines could not be read and were left out."
     assert "not a finite number" in notes[1]
     updates, loss = reading.series(records, "loss")
-    assert updates.tolist() == [1, 2, 5]
-    np.testing.assert_array_equal(loss, [2, np.nan, np.nan])
+    assert updates.tolist() == [1, 2, 5, 6]
+    np.testing.assert_array_equal(loss, [2, np.nan, np.nan, np.nan])
     updates, spans = reading.spans(records)
     assert (updates.tolist(), spans.tolist()) == ([3], [[[1, 2]]])
 

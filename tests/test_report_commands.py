@@ -197,6 +197,9 @@ def test_a_run_without_its_settings_takes_the_checkpoints(command, logged):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("nothing",), "nothing: expected a run's folder, with config.toml or checkpoints, got neither"),
+    (("gone",), "gone: expected a run's folder, got nothing of that name"),
+    (("run", "gone"), "gone: expected a run's folder, got nothing of that name"),
+    (("run/log.jsonl",), "run/log.jsonl: expected a run's folder, got a file"),
     (("run", "--out", "gone/report.html"), "--out: expected a file in a folder that is there, got"),
     (("run", "--out", "run"), "--out: expected a file in a folder that is there, got"),
     (("run", "--passage", ""), "--passage: expected at least one byte, got ''"),

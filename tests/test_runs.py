@@ -141,6 +141,15 @@ def test_the_best_is_kept_beside_the_last(validated, command):
         assert "one of update-00000004, update-00000012" in command("eval", run, "--checkpoint", name).err
 
 
+def test_a_log_with_lines_of_other_bytes_keeps_no_run_from_going_on(command, trained):
+    before = log_of(trained)
+    with (trained / "log.jsonl").open("ab") as log:
+        log.write(b'\xff\xfe\n{"update": 6\xe9}\n{"update": 1' + b"0" * 400 + b"}\n" + b"[" * 100_000 + b"\n")
+    end = command("train", "--out", trained, "--resume", *options("train.updates=8"))
+    assert end.code == 0, end.err
+    assert log_of(trained)[: len(before)] == before
+
+
 def test_a_better_validation_is_saved_where_no_checkpoint_is_due(validated):
     run = validated([3.0, 1.0, 2.0], "train.checkpoint_every=0")
     assert names(run) == ["update-00000004", "update-00000006"]

@@ -39,9 +39,7 @@ ROWS = 128  # queries of a tile, most, unless they see more positions than that
 
 
 class Saved(NamedTuple):
-    """What backward needs: the arguments, of which queries, keys and values are in tiles, and their shapes before that; each
-    row's shift and total (tiles, H, B, rows).
-    """
+    """What backward needs. arguments: rows in tiles; shapes: of the rows before that; shift, total: (tiles, H, B, rows)."""
 
     arguments: Arguments
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
@@ -91,12 +89,12 @@ def attend(
     sizes = [(group, max(reach[group])) for group in alike(list(reach))] or [(slice(0, heads), options.span)]
     at = cut(block, length - block, max(size for _, size in sizes), options.attend_self)
     plain = arranged(arguments.queries, at.tiles, at.rows, 0)
-    with_bias = [plain if bias is None else arranged(arguments.queries, at.tiles, at.rows, 0, bias)
-                 for bias in (arguments.content_bias, arguments.position_bias)]
+    content, position = (plain if bias is None else arranged(arguments.queries, at.tiles, at.rows, 0, bias)
+                         for bias in (arguments.content_bias, arguments.position_bias))
     keys, values = (arranged(array, 1, at.keys, at.first)[0] for array in (arguments.keys, arguments.values))
     shift, total = (xp.empty((at.tiles, heads, batch, at.rows), keys.dtype) for _ in range(2))
     arguments = arguments._replace(queries=plain, keys=keys, values=values)
-    saved = Saved(arguments, shapes, options, keep, keep_memory, at, sizes, Queries(*with_bias, plain), shift, total)
+    saved = Saved(arguments, shapes, options, keep, keep_memory, at, sizes, Queries(content, position, plain), shift, total)
     y = xp.empty((at.tiles, heads, batch, at.rows, width), keys.dtype)
     for part in parts(saved):
         weights, at_distance = logits(saved, part)
@@ -107,6 +105,7 @@ def attend(
         if arguments.memory_values is not None:
             product(by_head(weights[..., window:]), arguments.memory_values[part.heads], by_head(here),
                     math.sqrt(slots_of(arguments)), add=True)
+        del weights, at_distance  # before the next part has its own
     return collected(shapes[0], at.rows, 0, y), saved
 
 
@@ -132,11 +131,11 @@ def backward(dy: Array, saved: Saved) -> Arguments:
                saved.total[part.tile], None if d_spans is None else d_spans[part.tile], float(largest_exponent(dy.dtype)))
         _add_values(saved, part, weights, here, d_values, d.memory_values)
         _add_logits(saved, part, d_weights, at_distance, d_queries, d_keys, d)
-    del weights, d_weights, at_distance  # before as much again is made of what is in tiles
-    shapes = saved.shapes
+        del weights, d_weights, at_distance  # before the next part has its own
     return d._replace(
-        queries=collected(shapes[0], at.rows, 0, *d_queries), keys=collected(shapes[1], at.keys, at.first, d_keys[None]),
-        values=collected(shapes[1], at.keys, at.first, d_values[None]),
+        queries=collected(saved.shapes[0], at.rows, 0, *d_queries),
+        keys=collected(saved.shapes[1], at.keys, at.first, d_keys[None]),
+        values=collected(saved.shapes[1], at.keys, at.first, d_values[None]),
         rho=None if d_spans is None else d_spans.sum((0, 2, 3)),
         content_bias=None if arguments.content_bias is None else d_queries[0].sum((0, 2, 3)),
         position_bias=None if arguments.position_bias is None or arguments.positions is None
@@ -221,10 +220,11 @@ def slots_of(arguments: Arguments) -> int:
 
 
 def streams(saved: Saved) -> tuple[Any, ...]:
-    """Spans; dropout's words for context and memory; their masks where these are arrays."""
+    """Spans; dropout's words for context and memory; their masks where these are arrays; where the update's number is."""
     masks = saved.keep, saved.keep_memory
     return (saved.arguments.rho, *(packed(entropy_words(mask)) for mask in masks),
-            *(None if mask is None or isinstance(mask, Mask) else module_of(mask).ascontiguousarray(mask) for mask in masks))
+            *(None if mask is None or isinstance(mask, Mask) else module_of(mask).ascontiguousarray(mask) for mask in masks),
+            next((mask.now for mask in masks if isinstance(mask, Mask)), None))
 
 
 def entropy_words(keep: Keep) -> list[int]:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from refimpl import arrays
 from refimpl.arrays import Array, Place
+from refimpl.device.products import set_tf32
 from refimpl.errors import InputError
 
 
@@ -30,13 +31,15 @@ def number_of(name: str) -> int | None:
     return int(number or 0)
 
 
-def opened(name: str) -> Place:
-    """The place of this name; a GPU becomes the one that this thread computes on.
+def opened(name: str, tf32: bool = False) -> Place:
+    """The place of this name; a GPU becomes the one that this thread computes on, float32 products in TF32 if so asked.
 
     Raises InputError, with what to do about it, if there is no such GPU or CuPy can't compute there.
     """
     number = number_of(name)
     if number is None:
+        if tf32:
+            raise InputError("--tf32: expected a GPU with it (--device gpu), got --device cpu")
         return on_host
     found = find()
     if found.problem:
@@ -47,7 +50,22 @@ def opened(name: str) -> Place:
     problem = _trial(found.library)
     if problem:
         raise InputError(f"--device {name}: {problem}")
-    return found.library.asarray  # type: ignore[no-any-return]
+    if tf32 and not has_tf32(found.library, number):
+        raise InputError(f"--tf32: expected a GPU of compute capability 8.0 or more, got {described(found.library, number)}")
+    set_tf32(tf32)
+    return placed_in_tf32 if tf32 else found.library.asarray
+
+
+def placed_in_tf32(array: Array) -> Array:
+    """The place of a GPU with TF32. Raises InputError for float64, which it leaves as it is."""
+    if array.dtype.char == "d":
+        raise InputError("--tf32: expected float32 (train.dtype), got float64, whose products it does not concern")
+    return arrays.module_of_device().asarray(array)
+
+
+def has_tf32(cupy: Any, number: int) -> bool:
+    """Whether its products can be computed in TF32."""
+    return bool(cupy.cuda.runtime.getDeviceProperties(number)["major"] >= 8)
 
 
 def find() -> Found:
@@ -74,6 +92,16 @@ def find() -> Found:
     except Exception as error:
         return Found(None, 0, f"the driver finds no GPU: {first_line(error)}")
     return Found(cupy, devices, "" if devices else "the driver finds no GPU")
+
+
+def free_bytes(name: str) -> int | None:
+    """Bytes that nothing holds on the device of this name, CuPy's pool included; None where there is no such device."""
+    found, number = find(), number_of(name)
+    if number is None or number >= found.devices:
+        return None
+    with found.library.cuda.Device(number):
+        free, _ = found.library.cuda.runtime.memGetInfo()
+        return int(free + found.library.get_default_memory_pool().free_bytes())
 
 
 def _trial(cupy: Any) -> str:
@@ -104,7 +132,7 @@ def described(cupy: Any, number: int) -> str:
     """A device's name, memory and compute capability."""
     properties = cupy.cuda.runtime.getDeviceProperties(number)
     return (f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB, compute capability "
-            f"{properties['major']}.{properties['minor']}")
+            f"{properties['major']}.{properties['minor']}{', TF32' if has_tf32(cupy, number) else ''}")
 
 
 def version(number: int) -> str:

@@ -55,8 +55,13 @@ def plan(p: Parameters) -> Plan:
         xp.empty(chunks, dtype), xp.empty(len(firsts), dtype), xp.zeros(1, "uint32"), xp.zeros(3))
 
 
-def update(p: Parameters, g: Parameters, state: State, train_config: TrainConfig, loss: Array) -> Array:
-    """optimizers.update, if `loss` and the gradients' norm are finite; returns the norm. Waits for nothing."""
+def update(
+    p: Parameters, g: Parameters, state: State, train_config: TrainConfig, loss: Array, now: Array | None = None
+) -> Array:
+    """optimizers.update, if `loss` and the gradients' norm are finite; returns the norm. Waits for nothing.
+
+    now: `numbers`, where the device is to read them.
+    """
     if state.device is None:
         state.device = plan(p)
     at: Plan = state.device
@@ -64,10 +69,10 @@ def update(p: Parameters, g: Parameters, state: State, train_config: TrainConfig
     chunks, norm = len(at.tensors), module_of(p.vector).empty((), dtype)
     kernel("optimizer", "squares", dtype)((chunks,), (THREADS,), (
         g.vector, at.starts, at.firsts, len(at.factors), float(train_config.clip), int(train_config.clip_each), loss,
-        float(number), at.partial, at.factors, norm, at.failed, at.done))
+        float(number), at.partial, at.factors, norm, at.failed, at.done, now))
     kernel("optimizer", "step", dtype)((chunks,), (THREADS,), (
         p.vector, g.vector, *_accumulators(state, train_config, p.vector), at.starts, at.tensors, at.spans, at.factors,
-        at.failed, *_constants(state, train_config, number)))
+        at.failed, *_constants(state, train_config, number), now))
     state.updates = number
     return norm
 
@@ -80,13 +85,20 @@ def _accumulators(state: State, train_config: TrainConfig, other: Array) -> list
 
 def _constants(state: State, train_config: TrainConfig, number: int) -> tuple[Any, ...]:
     """kind, whether the step is scaled and not the gradient, rate, and what the kind has: momentum, or Adam's four."""
-    name, rate = train_config.optimizer, learning_rate(train_config, number)
+    name, (_, rate, *corrections) = train_config.optimizer, numbers(train_config, number)
     published = name == "adagrad" and train_config.clip_each
     kind = KINDS[name] if state.accumulators else 0
     if name != "adam":
-        return kind, int(published), rate, train_config.momentum, 0.0, 1.0, 1.0
-    beta1, beta2 = train_config.adam_betas
-    return kind, 0, rate, beta1, beta2, 1 - beta1**number, (1 - beta2**number) ** 0.5
+        return kind, int(published), rate, train_config.momentum, 0.0, *corrections
+    return kind, 0, rate, *train_config.adam_betas, *corrections
+
+
+def numbers(train_config: TrainConfig, number: int) -> tuple[float, float, float, float]:
+    """What every update has anew: its number u, its rate, and of Adam 1 - β₁ᵘ and √(1 - β₂ᵘ)."""
+    (beta1, beta2), rate = train_config.adam_betas, learning_rate(train_config, number)
+    if train_config.optimizer != "adam":
+        return float(number), rate, 1.0, 1.0
+    return float(number), rate, 1 - beta1**number, (1 - beta2**number) ** 0.5
 
 
 def check_when_logged(state: State, train_config: TrainConfig) -> None:

@@ -28,10 +28,16 @@ def packed(words: Sequence[int]) -> Any:
     return np.array((*words, *[0] * (MOST_WORDS - len(words))), "uint32").view(f"V{4 * MOST_WORDS}")[0]
 
 
-def keep_mask(entropy: Sequence[int], first_row: int, rows: int, length: int, least: int, like: Array) -> Array:
-    """(rows, length) boolean, on the device of `like`: whether number i of row first_row + b's stream is `least` or more."""
+def keep_mask(
+    entropy: Sequence[int], first_row: int, rows: int, length: int, least: int, like: Array, now: Array | None = None
+) -> Array:
+    """(rows, length) boolean, on the device of `like`: whether number i of row first_row + b's stream is `least` or more.
+
+    now: on that device, its first element in place of the entropy's last number.
+    """
     words = words_of(entropy)
     keep = module_of(like).empty((rows, length), bool)
     grid = -(-length // (GROUP * THREADS)), rows
-    kernel("keep", "keep", like.dtype)(grid, (THREADS,), (keep, length, packed(words), len(words) + 1, first_row, least))
+    kernel("keep", "keep", like.dtype)(grid, (THREADS,), (
+        keep, length, packed(words), len(words) + 1, first_row, least, now))
     return keep

@@ -31,7 +31,7 @@ def loss_forward(scores: Array, targets: Array) -> tuple[Array, Array]:
     xp, words = module_of(scores), scores.shape[-1]
     scores, loss = xp.ascontiguousarray(scores), xp.empty(targets.shape, scores.dtype)
     log_p = xp.empty_like(scores)
-    kernel("loss", "loss_forward", scores.dtype)((targets.size,), (THREADS,), (scores, _whole(targets), loss, log_p, words))
+    kernel("loss", "loss_forward", scores.dtype)((targets.size,), (THREADS,), (scores, whole(targets), loss, log_p, words))
     return loss, log_p
 
 
@@ -39,19 +39,19 @@ def loss_backward(d_loss: Array, log_p: Array, targets: Array) -> Array:
     """As softmax_loss.backward."""
     xp, d_scores = module_of(d_loss), module_of(d_loss).empty_like(log_p)
     kernel("loss", "loss_backward", log_p.dtype)((-(-log_p.size // THREADS),), (THREADS,), (
-        log_p, _whole(targets), xp.ascontiguousarray(d_loss), d_scores, log_p.size, log_p.shape[-1]))
+        log_p, whole(targets), xp.ascontiguousarray(d_loss), d_scores, log_p.size, log_p.shape[-1]))
     return d_scores
 
 
-def embedding_backward(dx: Array, tokens: Array, table: Array) -> Array:
-    """As embedding.backward, its sums in a fixed order."""
+def embedding_backward(dx: Array, tokens: Array, table: Array, first: int = 0) -> Array:
+    """As embedding.backward, its sums in a fixed order; the table's words are those from `first` on, others pass."""
     xp = module_of(dx)
     d_table = xp.zeros_like(table)
     kernel("embedding", "add_rows", dx.dtype)((tokens.size,), (THREADS,), (
-        _whole(tokens), xp.ascontiguousarray(dx), d_table, tokens.size, table.shape[1]))
+        whole(tokens), xp.ascontiguousarray(dx), d_table, tokens.size, table.shape[1], first, len(table)))
     return d_table
 
 
-def _whole(numbers: Array) -> Array:
+def whole(numbers: Array) -> Array:
     """Token ids as the kernels read them."""
     return module_of(numbers).ascontiguousarray(numbers.astype("int64", copy=False))

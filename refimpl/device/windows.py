@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from refimpl.arrays import Array, module_of, to_host
-from refimpl.config import TrainConfig
+from refimpl.config import ModelConfig, TrainConfig
 from refimpl.device import attention
 from refimpl.layers import span
 from refimpl.layers.attention import Arguments, Options, check, check_sight
@@ -27,10 +27,10 @@ class Core:
 
     def __init__(self, reaches: Mapping[int, tuple[int, ...]]) -> None:
         """reaches: by the address of the layer's ρ."""
-        self._reaches = reaches
+        self.reaches = reaches
 
     def _reach(self, rho: Array | None) -> tuple[int, ...]:
-        return () if rho is None else self._reaches.get(rho.data.ptr, ())
+        return () if rho is None else self.reaches.get(rho.data.ptr, ())
 
     def needed(self, rho: Array | None, options: Options) -> int:
         """How many positions before the block have an effect."""
@@ -79,22 +79,30 @@ def interval(train_config: TrainConfig) -> int:
     return max(1, min(train_config.log_every, 1 + int(min(ROOM / each, 1e6)) if each else train_config.log_every))
 
 
+def room(train_config: TrainConfig) -> float:
+    """What ρ can grow by before the next look."""
+    every = interval(train_config)
+    return growth(train_config) * (every - 1) if every > 1 else 0.0
+
+
 def look(p: Parameters, room: float) -> Core:
     """Reads all spans at once; each head gets what it needs now, and room · S positions more. Waits for the device."""
     config = p.config
     names = [f"layers.{layer}.attention.span" for layer in range(config.layers)]
     held = to_host(module_of(p.vector).concatenate([p[name] for name in names]))
-    reaches, more = {}, math.ceil(room * config.span)
-    for layer, name in enumerate(names):
-        heads = len(p[name])
-        rho = held[layer * heads : (layer + 1) * heads]
-        own = span.reach(rho, config.span, config.span_ramp)
-        reach = [min(config.span, int(n) + more) for n in own]
-        if config.normalizer_epsilon:  # positions that are not trimmed count for every head
-            beyond = config.span - max(reach)
-            reach = [config.span - beyond // span.TRIMMED_AT_ONCE * span.TRIMMED_AT_ONCE] * heads
-        reaches[p[name].data.ptr] = tuple(reach)
-    return Core(reaches)
+    heads = config.context_heads
+    return Core({p[name].data.ptr: reach_of(held[layer * heads : (layer + 1) * heads], config, room)
+                 for layer, name in enumerate(names)})
+
+
+def reach_of(rho: Array, config: ModelConfig, room: float) -> tuple[int, ...]:
+    """What each head of a layer computes: what its ρ, on the host, needs now, and room · S positions more."""
+    more = math.ceil(room * config.span)
+    reach = [min(config.span, int(n) + more) for n in span.reach(rho, config.span, config.span_ramp)]
+    if config.normalizer_epsilon:  # positions that are not trimmed count for every head
+        beyond = config.span - max(reach)
+        reach = [config.span - beyond // span.TRIMMED_AT_ONCE * span.TRIMMED_AT_ONCE] * len(reach)
+    return tuple(reach)
 
 
 def narrowed(core: ModuleType, held: Any) -> Any:
@@ -109,4 +117,4 @@ def kept(held: Any, p: Parameters, train_config: TrainConfig, number: int) -> An
     every = interval(train_config)
     if held is not None and number - held[0] < every:
         return held
-    return number, look(p, growth(train_config) * (every - 1) if every > 1 else 0.0)
+    return number, look(p, room(train_config))

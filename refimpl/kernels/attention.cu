@@ -72,10 +72,11 @@ struct Row {
         }
     }
 
-    __device__ Kept of_stream(Words words, int count, const bool* mask, int length) const {
+    __device__ Kept of_stream(Words words, int count, const bool* mask, int length, const double* now) const {
         long long in_text = ((long long)head * tile.queries + query) * length;
         Kept found{mask, count > 0, (unsigned)tile.least, {0, 0}, in_text};
         if (count > 0) {
+            set_update(words, count, now);
             words.at[count - 1] = (unsigned)(tile.first_row + text);
             key_of(words, count, found.key);
         } else if (mask) {
@@ -164,7 +165,7 @@ __device__ long long place_of(const Row& row) {
 
 extern "C" __global__ __launch_bounds__(THREADS, 3) void weigh(
     Tile t, REAL* blocks, const REAL* at_distances, const REAL* spans, Words words, Words memory_words, const bool* keep,
-    const bool* keep_memory, REAL* shifts, REAL* totals) {
+    const bool* keep_memory, const double* now, REAL* shifts, REAL* totals) {
     __shared__ REAL shared[WARPS];
     Row row(t, spans);
     REAL* block = blocks + (long long)row.row * (t.width + t.slots);
@@ -195,12 +196,12 @@ extern "C" __global__ __launch_bounds__(THREADS, 3) void weigh(
     REAL scale = 1 / (1 - (REAL)t.rate);
     // a span that was made larger than the host was told must not pass unseen: the loss will not be finite
     if (spans && t.size < t.span && floor((REAL)t.ramp + (REAL)t.span * row.rho) + 1 > t.size) scale = LOWEST - LOWEST;
-    for_each(t.size, row.of_stream(words, t.words, keep, t.span), [&](int x, bool stays) {
+    for_each(t.size, row.of_stream(words, t.words, keep, t.span, now), [&](int x, bool stays) {
         Slot slot = context_slot(row, block, at_distance, spans, x);
         bool counts = stays && slot.weight > 0;
         block[row.r + t.size - 1 - x] = counts ? slot.weight * (exp(slot.logit - shift) / total) * scale : (REAL)0;
     });
-    for_each(t.slots, row.of_stream(memory_words, t.memory_words, keep_memory, t.slots), [&](int n, bool stays) {
+    for_each(t.slots, row.of_stream(memory_words, t.memory_words, keep_memory, t.slots, now), [&](int n, bool stays) {
         Slot slot = memory_slot(row, block, n);
         block[t.width + n] = stays ? exp(slot.logit - shift) / total * scale : (REAL)0;
     });
@@ -214,7 +215,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 3) void weigh(
 // logits, then d of logits once more, nearest first; d_spans: each row's share of dρ.
 extern "C" __global__ __launch_bounds__(THREADS, 2) void differentiate(
     Tile t, REAL* blocks, REAL* d_blocks, REAL* at_distances, const REAL* spans, Words words, Words memory_words,
-    const bool* keep, const bool* keep_memory, const REAL* shifts, const REAL* totals, REAL* d_spans, double most) {
+    const bool* keep, const bool* keep_memory, const double* now, const REAL* shifts, const REAL* totals, REAL* d_spans, double most) {
     __shared__ REAL shared[WARPS];
     Row row(t, spans);
     REAL* block = blocks + (long long)row.row * (t.width + t.slots);
@@ -229,16 +230,16 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void differentiate(
     }
     REAL shift = shifts[place_of(row)], total = totals[place_of(row)], scale = 1 / (1 - (REAL)t.rate), mean = 0;
     int nearest = row.r + t.size - 1;
-    for_each(t.size, row.of_stream(words, t.words, keep, t.span), [&](int x, bool stays) {
+    for_each(t.size, row.of_stream(words, t.words, keep, t.span, now), [&](int x, bool stays) {
         Slot slot = context_slot(row, block, at_distance, spans, x);
         if (stays && slot.weight > 0) mean += slot.weight * (exp(slot.logit - shift) / total) * (d_block[nearest - x] * scale);
     });
-    for_each(t.slots, row.of_stream(memory_words, t.memory_words, keep_memory, t.slots), [&](int n, bool stays) {
+    for_each(t.slots, row.of_stream(memory_words, t.memory_words, keep_memory, t.slots, now), [&](int n, bool stays) {
         if (stays) mean += exp(memory_slot(row, block, n).logit - shift) / total * (d_block[t.width + n] * scale);
     });
     mean = sum_of_block(mean, shared);
     REAL d_span = 0;
-    for_each(t.size, row.of_stream(words, t.words, keep, t.span), [&](int x, bool stays) {
+    for_each(t.size, row.of_stream(words, t.words, keep, t.span, now), [&](int x, bool stays) {
         Slot slot = context_slot(row, block, at_distance, spans, x);
         REAL share = exp(min(slot.logit - shift, (REAL)most)) / total, d = stays ? d_block[nearest - x] * scale : (REAL)0;
         bool counts = slot.counted > 0;
@@ -248,7 +249,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void differentiate(
         d_block[nearest - x] = d_logit;
         if (at_distance) at_distance[x] = d_logit;
     });
-    for_each(t.slots, row.of_stream(memory_words, t.memory_words, keep_memory, t.slots), [&](int n, bool stays) {
+    for_each(t.slots, row.of_stream(memory_words, t.memory_words, keep_memory, t.slots, now), [&](int n, bool stays) {
         Slot slot = memory_slot(row, block, n);
         REAL share = exp(slot.logit - shift) / total, d = stays ? d_block[t.width + n] * scale : (REAL)0;
         block[t.width + n] = stays ? share * scale : (REAL)0;

@@ -7,6 +7,11 @@ struct Words {
     unsigned at[8];
 };
 
+// now[0], where it is given, is the update's number, the word before the row's.
+__device__ void set_update(Words& words, int count, const double* now) {
+    if (now) words.at[count - 2] = (unsigned)now[0];
+}
+
 __device__ unsigned hashed(unsigned value, unsigned& constant) {
     value ^= constant;
     constant *= 0x931e8875u;
@@ -53,7 +58,8 @@ __device__ void philox(unsigned long long group, const unsigned long long key[2]
 
 #ifndef KEEP_FUNCTIONS_ONLY
 extern "C" __global__ __launch_bounds__(256) void keep(
-    bool* out, long long length, Words words, long long count, long long first_row, long long least) {
+    bool* out, long long length, Words words, long long count, long long first_row, long long least, const double* now) {
+    set_update(words, (int)count, now);
     words.at[count - 1] = (unsigned)(first_row + blockIdx.y);
     unsigned long long key[2], x[4];
     key_of(words, (int)count, key);

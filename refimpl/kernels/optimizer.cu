@@ -5,6 +5,7 @@
 //             Adam m ← β₁ m + (1 - β₁) g, v ← β₂ v + (1 - β₂) g², p ← p - r (m / (1 - β₁ᵘ)) / (√v / √(1 - β₂ᵘ) + 1e-8)
 //
 // An update that is not finite is written down in `failed` (update, loss, norm); from then on `step` changes nothing.
+// now, where it is given, holds what every update has anew: its number u, the rate r, 1 - β₁ᵘ, √(1 - β₂ᵘ).
 // The vector is cut into chunks, each within one tensor: starts (chunks + 1), tensors (chunks), firsts (tensors + 1) in chunks.
 
 #define THREADS 256
@@ -23,7 +24,8 @@ __device__ REAL sum_of_block(REAL value, REAL* shared) {
 
 extern "C" __global__ __launch_bounds__(THREADS) void squares(
     const REAL* g, const long long* starts, const int* firsts, long long tensors, double clip, long long each,
-    const REAL* loss, double update, REAL* partial, REAL* factors, REAL* norm, double* failed, unsigned* done) {
+    const REAL* loss, double update, REAL* partial, REAL* factors, REAL* norm, double* failed, unsigned* done,
+    const double* now) {
     __shared__ REAL shared[THREADS];
     __shared__ bool last;
     REAL sum = 0;
@@ -55,15 +57,16 @@ extern "C" __global__ __launch_bounds__(THREADS) void squares(
     if (failed[0] == 0 && !(isfinite(*loss) && isfinite(total))) {
         failed[1] = *loss;
         failed[2] = total;
-        failed[0] = update;
+        failed[0] = now ? now[0] : update;
     }
 }
 
 extern "C" __global__ __launch_bounds__(THREADS) void step(
     REAL* p, const REAL* g, REAL* first, REAL* second, const long long* starts, const int* tensors,
     const unsigned char* spans, const REAL* factors, const double* failed, long long kind, long long scale_step, double rate,
-    double a, double b, double a_correction, double b_correction) {
+    double a, double b, double a_correction, double b_correction, const double* now) {
     if (failed[0] != 0) return;
+    if (now) rate = now[1], a_correction = now[2], b_correction = now[3];
     int tensor = tensors[blockIdx.x];
     REAL factor = factors[tensor];
     bool span = spans[tensor];

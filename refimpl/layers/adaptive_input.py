@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from refimpl.arrays import Array, module_of, square_root
+from refimpl.arrays import Array, has_kernels, module_of, square_root
+from refimpl.device import adaptive_input as on_device
 from refimpl.layers import embedding, linear
 
 
@@ -16,11 +17,13 @@ class Saved(NamedTuple):
     shape: tuple[int, ...]
 
 
-def forward(tokens: Array, tables: Sequence[Array], projections: Sequence[Array]) -> tuple[Array, Saved]:
+def forward(tokens: Array, tables: Sequence[Array], projections: Sequence[Array]) -> tuple[Array, Saved | on_device.Saved]:
     """x = √D P_i table_i[token - first_i] for a token of cluster i;  tokens (…) -> (…, D).
 
     tables[i] (V_i, D_i) hold consecutive words, projections[i] (D, D_i). Clusters may be empty.
     """
+    if has_kernels(projections[0]) and tokens.size:
+        return on_device.forward(tokens, tables, projections)
     xp, width = module_of(tables[0]), projections[0].shape[0]
     dtype = xp.result_type(*tables, *projections)
     flat, first = tokens.reshape(-1).astype("int64"), 0  # a narrow type could not hold a cluster's end
@@ -39,8 +42,10 @@ def forward(tokens: Array, tables: Sequence[Array], projections: Sequence[Array]
     return x.reshape(saved.shape), saved
 
 
-def backward(dx: Array, saved: Saved) -> tuple[list[Array], list[Array]]:
+def backward(dx: Array, saved: Saved | on_device.Saved) -> tuple[list[Array], list[Array]]:
     """Gradients of tables and projections: each cluster's own rows of √D dx through its projection and its table."""
+    if isinstance(saved, on_device.Saved):
+        return on_device.backward(dx, saved)
     d_rows = dx.reshape(-1, saved.shape[-1]) * square_root(saved.shape[-1], dx.dtype)
     d_tables, d_projections = [], []
     for rows, embedded, projected in zip(saved.rows, saved.embedded, saved.projected, strict=True):

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from refimpl.arrays import Array, has_kernels, module_of
+from refimpl.arrays import Array, has_kernels, module_of, scatter_add
 from refimpl.device import rows as on_device
 
 
@@ -22,7 +22,6 @@ def backward(dx: Array, saved: Saved) -> Array:
     """d_table[v] = Σ dx over the places where v stands."""
     if has_kernels(dx):
         return on_device.embedding_backward(dx, *saved)
-    xp = module_of(dx)
-    d_table = xp.zeros_like(saved.table)
-    xp.add.at(d_table, saved.tokens, dx)
+    d_table = module_of(dx).zeros_like(saved.table)
+    scatter_add(d_table, saved.tokens, dx)
     return d_table

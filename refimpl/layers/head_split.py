@@ -26,12 +26,12 @@ def forward(
     from_memory, persistent = persistent_attention.forward(
         arguments.queries[:, :, heads:], arguments.memory_keys, arguments.memory_values, keep_memory, options.dropout
     )
-    return module_of(y).concatenate([y, from_memory], axis=2), Saved(arguments, core, context, persistent)
+    return module_of(y).concatenate([y, from_memory], axis=2), Saved(core, context, persistent)
 
 
 def backward(dy: Array, saved: Saved) -> attention.Arguments:
     """The gradient of every argument: each group of heads takes its part of dy (B, T, H, E)."""
-    heads = saved.arguments.keys.shape[2]
+    heads = dy.shape[2] - saved.persistent.queries.shape[2]
     d: attention.Arguments = saved.core.backward(dy[:, :, :heads], saved.context)
     d_rest, d_memory_keys, d_memory_values = persistent_attention.backward(dy[:, :, heads:], saved.persistent)
     d_queries = module_of(dy).concatenate([d.queries, d_rest], axis=2)

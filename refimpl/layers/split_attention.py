@@ -16,7 +16,6 @@ from refimpl.masks import Keep
 class Saved(NamedTuple):
     """What the two halves saved; core: the module of the context's half."""
 
-    arguments: attention.Arguments
     core: ModuleType
     context: Any
     persistent: persistent_attention.Saved
@@ -39,7 +38,7 @@ def forward(
     from_memory, persistent = persistent_attention.forward(
         rows, arguments.memory_keys, arguments.memory_values, keep_memory, options.dropout
     )
-    return y + from_memory.reshape(y.shape), Saved(arguments, core, context, persistent)
+    return y + from_memory.reshape(y.shape), Saved(core, context, persistent)
 
 
 def backward(dy: Array, saved: Saved) -> attention.Arguments:

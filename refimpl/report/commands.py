@@ -31,6 +31,9 @@ def report(
     refimpl report runs/small runs/large --out both.html --passage "In the beginning "
     """
     check_installed()
+    for path in runs:
+        if not path.is_dir():
+            raise InputError(f"{path}: expected a run's folder, got {'a file' if path.exists() else 'nothing of that name'}")
     file = out or runs[0] / "report.html"
     if file.is_dir() or not file.parent.is_dir():
         raise InputError(f"--out: expected a file in a folder that is there, got {file}")

@@ -82,7 +82,7 @@ def _losses(
         past = model.initial_past(config, rows, p.vector) if block.restart else past[:, :rows]
         core = attention_core(attention_path("auto", config, *block.tokens.shape), p.vector)
         with quiet():
-            out = model.forward(p, config, block.tokens, block.targets, past, core=core)
+            out = model.forward(p, config, block.tokens, block.targets, past, core=core, save=False)
         past, group = out.past, members[block.targets].ravel()
         totals += np.bincount(group, out.token_loss.ravel(), groups)
         counts += np.bincount(group, minlength=groups)

@@ -53,7 +53,7 @@ def read(path: Path, store: Path) -> RunFolder:
     folder = path.resolve().parent.parent if (path / checkpoint.MANIFEST).is_file() else path
     notes: list[str] = []
     try:
-        saved = checkpoint.load(path)
+        saved = checkpoint.load(path, to_train=False)
     except InputError as error:
         if not (folder / "config.toml").is_file():
             raise InputError(f"{path}: expected a run's folder, with config.toml or checkpoints, got neither") from error
@@ -91,7 +91,7 @@ def _records(log: Path, notes: list[str]) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             record["update"] = float(record["update"])
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             damaged += 1
         else:
             records.append(record)
@@ -143,5 +143,8 @@ def spans(records: Sequence[dict[str, Any]]) -> tuple[Numbers, Numbers]:
 
 def _number(record: dict[str, Any], name: str) -> float:
     value = record.get(name)
-    finite = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if finite and value is not None else math.nan
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # an integer that no float holds
+        return math.nan
+    return number if math.isfinite(number) else math.nan

@@ -154,8 +154,8 @@ class Build:
     def build_device(self) -> None:
         """The stand-in runtime and driver in one library, with stubs for the rest, and the extension on top."""
         device, extension = self.lib / "libcuda_on_cpu.so", self.lib / f"runtime{self.suffix}"
-        sources = [NATIVE / name for name in ("runtime.cpp", "driver.cpp", "block_runner.cpp")]
-        headers = [NATIVE / "device.h", NATIVE / "block_runner.h"]
+        sources = [NATIVE / name for name in ("runtime.cpp", "driver.cpp", "capture.cpp", "block_runner.cpp")]
+        headers = [NATIVE / "device.h", NATIVE / "capture.h", NATIVE / "block_runner.h"]
         if not outdated(device, self.runtime_object, *sources, *headers, Path(__file__)):
             return
         words = [f"-I{NATIVE}", *self.cuda_includes, *sources, "-ldl", "-pthread"]
@@ -176,7 +176,7 @@ class Build:
         """cuBLAS with the matrix products, and the libraries of which nothing is implemented."""
         common = [f"-I{NATIVE}", f"-L{self.lib}", "-lcuda_on_cpu", "-Wl,-rpath,$ORIGIN"]
         blas, stubs = self.lib / "libcublas.so.12", self.generated / "cublas_stubs.cpp"
-        if outdated(blas, NATIVE / "blas.cpp", NATIVE / "device.h", Path(__file__)):
+        if outdated(blas, NATIVE / "blas.cpp", NATIVE / "capture.h", NATIVE / "device.h", Path(__file__)):
             openblas = [f"-L{self.blas_folder}", f"-l{self.blas_name}", f"-Wl,-rpath,{self.blas_folder}"]
             sources = [NATIVE / "blas.cpp"]
             link(self.compiler, blas, *sources, *common, *openblas, soname=blas.name)

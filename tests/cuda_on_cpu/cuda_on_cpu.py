@@ -45,7 +45,7 @@ COUNTERS = (
     "launches", "gemms", "host_to_device_copies", "host_to_device_bytes", "device_to_host_copies",
     "device_to_host_bytes", "device_to_device_copies", "device_to_device_bytes", "memsets", "synchronizations",
     "mallocs", "malloc_bytes", "held_bytes", "peak_bytes",
-    "gemm_operations",
+    "gemm_operations", "tf32_gemms", "graph_launches", "graph_nodes", "graphs",
 )  # fmt: skip
 LINKING = ["-shared", "-Wl,-Bsymbolic"]  # a kernel may have the name of a function of some library in the process
 POISON = 0xFF  # every float of these bytes is NaN, every signed integer -1
@@ -143,9 +143,9 @@ def counters() -> dict[str, int]:
 def reset_counters() -> None:
     """Start counting from zero; the peak starts from what is held now."""
     values = _active().counters
-    held = values[COUNTERS.index("held_bytes")]
+    held, graphs = (values[COUNTERS.index(name)] for name in ("held_bytes", "graphs"))
     for i, name in enumerate(COUNTERS):
-        values[i] = held if name in ("held_bytes", "peak_bytes") else 0
+        values[i] = held if name in ("held_bytes", "peak_bytes") else graphs if name == "graphs" else 0
 
 
 def sources() -> list[KernelSource]:

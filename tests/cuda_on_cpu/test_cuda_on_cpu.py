@@ -339,7 +339,6 @@ UNIMPLEMENTED = {
     "cusolver": (lambda: cupy.linalg.cholesky(cupy.eye(3)), "cusolver"),
     "cublas": (lambda: cupy.linalg.inv(cupy.ones((2, 3, 3))), "cublas|cusolver"),
     "half product": (lambda: cupy.ones((2, 2), "float16") @ cupy.ones((2, 2), "float16"), "element types 2, 2, 2"),
-    "graph": (lambda: cupy.cuda.Stream(non_blocking=True).begin_capture(), "cudaStreamBeginCapture"),
     "memory pool": (lambda: cupy.cuda.runtime.deviceGetDefaultMemPool(0), "cudaDeviceGetDefaultMemPool"),
     "driver": (lambda: cupy.cuda.driver.moduleLoad("x"), "cuModuleLoad"),
 }

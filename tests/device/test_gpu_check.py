@@ -48,7 +48,8 @@ def test_with_one_it_writes_a_file_and_tells_what_failed(short, tmp_path, monkey
 
 
 def test_the_measured_update_stands_beside_the_bounds():
-    text = gpu_check.ratios(json.dumps({"seconds": {"A100": 0.25}}), json.dumps({"seconds": {"update": {"median": 0.5}}}))
+    told = json.dumps({"span_initial": {"seconds": {"A100": 0.25}}})
+    text = gpu_check.ratios(told, json.dumps({"seconds": {"update": {"median": 0.5}}}))
     assert "- A100: bound 250.00 ms, measured here 500.00 ms" in text
 
 

@@ -12,10 +12,12 @@ from refimpl.arrays import to_host
 from refimpl.checks import run
 from refimpl.config import TrainConfig
 from refimpl.continuation import Continuation
+from refimpl.device import graphs
 from refimpl.golden.adapters import Reference
 from refimpl.golden.verify import Selection, select, verify
 
 LAUNCHES, PRODUCTS = 156, 93  # of an update of `laptop`: fewer is welcome, more must be meant
+GRAPH_LAUNCHES, GRAPH_COPIES = 2, 60  # with a graph; of its nodes, those that clear and copy
 README = Path(__file__).resolve().parents[2] / "README.md"
 CHECKS = run.select(run.ALL)
 
@@ -52,10 +54,11 @@ def laptop(batch=2, **train):
     return config, train_config, parameters.initialize(config, 0, "float32")
 
 
-def updates(config, train_config, p, count):
+def updates(config, train_config, p, count, graph=False):
     """Results of updates, parameters changing in place."""
     state, past = optimizers.initialize(train_config, p), model.initial_past(config, train_config.batch, p.vector)
-    up = cupy.asarray if isinstance(p.vector, cupy.ndarray) else np.asarray
+    state.graph = graphs.Graph() if graph else None
+    up = cupy.asarray if isinstance(p.vector, cupy.ndarray) and not graph else np.asarray
     for number in range(count):
         tokens, targets = np.random.default_rng(number).integers(0, config.vocabulary, (2, train_config.batch, 64))
         result = training.update(p, state, config, train_config, up(tokens), up(targets), past)
@@ -81,6 +84,21 @@ def test_what_an_update_of_the_laptop_asks_of_a_device():
     cuda_on_cpu.reset_counters()
     next(results)
     assert cuda_on_cpu.counters()["launches"] == before
+
+
+def test_with_a_graph_it_asks_for_two_launches():
+    config, train_config, p = laptop(batch=1)
+    there = p.with_vector(cupy.asarray(p.vector))
+    results = updates(config, train_config, there, 6, graph=True)
+    for _ in range(5):
+        next(results)
+    cuda_on_cpu.reset_counters()
+    next(results)
+    counted = cuda_on_cpu.counters()
+    assert counted["synchronizations"] == counted["device_to_host_copies"] == counted["mallocs"] == counted["gemms"] == 0
+    assert counted["graph_launches"] + counted["launches"] == GRAPH_LAUNCHES
+    assert LAUNCHES + PRODUCTS <= counted["graph_nodes"] <= LAUNCHES + PRODUCTS + GRAPH_COPIES
+    assert f"in {GRAPH_LAUNCHES} launches for `laptop`" in README.read_text(encoding="utf-8")
 
 
 def test_twenty_updates_of_the_laptop_and_the_text_after_them():

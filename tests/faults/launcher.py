@@ -29,8 +29,8 @@ def plant_no_past() -> None:
 
     read = checkpoint_files.read_folder
 
-    def forgetful(folder: Path) -> Any:
-        saved = read(folder)
+    def forgetful(folder: Path, to_train: bool = True) -> Any:
+        saved = read(folder, to_train)
         saved.past = saved.past[:, :, :0]
         return saved
 

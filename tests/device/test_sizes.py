@@ -1,0 +1,72 @@
+"""What a dry run says of a GPU's memory, beside what arrays hold there at the peak of updates."""
+
+import numpy as np
+import pytest
+from stand_in import cupy
+
+from refimpl import optimizers, parameters, training
+from refimpl.config import ModelConfig, TrainConfig
+from refimpl.device import attention, sizes
+
+MODEL = {"vocabulary": 64, "width": 128, "heads": 4, "layers": 3, "span": 128, "memory": 128, "span_initial": 1.0}
+TRAIN = {"optimizer": "adagrad", "batch": 4, "block": 64}
+FORMS = {
+    "all-attention": ({}, {}),
+    "a short block beside a long past": ({"span": 256}, {"optimizer": "adam"}),
+    "as laptop": ({"vocabulary": 256, "span": 64, "memory": 64, "embedding_dropout": 0.1},
+                  {"optimizer": "adam", "batch": 16}),
+    "logits that outweigh the rest": ({"vocabulary": 4000, "width": 64, "span": 64, "layers": 2}, {"batch": 8}),
+    "feed-forward": ({"span": 64, "memory": 0, "feed_forward": 512, "dropout": 0.1, "attend_self": True}, {"batch": 8}),
+    "pre-norm": ({"norm": "pre", "span": 256}, {"optimizer": "sgd"}),
+    "Transformer-XL's positions": ({"positions": "transformer-xl"}, {"block": 128}),
+    "spans as they begin": ({"span": 512, "span_initial": 0.1}, {}),
+    "attention-split": ({"variant": "attention-split"}, {}),
+    "head-split": ({"variant": "head-split"}, {}),
+    "single-head": ({"variant": "single-head", "dropout": 0.1}, {}),
+    "ff-attention": ({"variant": "ff-attention", "memory": 0, "feed_forward": 256, "dropout": 0.1}, {}),
+    "in parts": ({"width": 64, "layers": 2, "span": 512, "memory": 256}, {"batch": 8, "block": 128}),
+}
+
+
+class Held(cupy.cuda.MemoryHook):
+    """Bytes that arrays hold, and the most that they held."""
+
+    name = "held"
+
+    def __init__(self):
+        self.now = self.most = 0
+
+    def malloc_postprocess(self, device_id, size, mem_size, mem_ptr, pmem_id):
+        """After an array got its memory."""
+        self.now += mem_size
+        self.most = max(self.most, self.now)
+
+    def free_postprocess(self, device_id, mem_size, mem_ptr, pmem_id):
+        """After it gave it back."""
+        self.now -= mem_size
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_estimate_is_within_10_per_cent_of_what_updates_hold(form, monkeypatch):
+    config, train = (Config(**base, **changed) for Config, base, changed in (
+        (ModelConfig, {key: value for key, value in MODEL.items() if key not in FORMS[form][0]}, FORMS[form][0]),
+        (TrainConfig, {key: value for key, value in TRAIN.items() if key not in FORMS[form][1]}, FORMS[form][1])))
+    if form == "in parts":
+        monkeypatch.setattr(attention, "ELEMENTS", 1 << 18)
+    told = sizes.bytes_by_purpose(config, train, config.span_initial)
+    p = parameters.initialize(config, 0, "float32")
+    state, rng, held = optimizers.initialize(train, p), np.random.default_rng(1), Held()
+    state.scratch = {}
+    with held:
+        p = p.with_vector(cupy.asarray(p.vector))
+        state.accumulators = {name: p.with_vector(cupy.asarray(each.vector)) for name, each in state.accumulators.items()}
+        past = cupy.zeros((config.layers, train.batch, config.span, config.width), "float32")
+        for _ in range(2):
+            tokens = map(cupy.asarray, rng.integers(0, config.vocabulary, (2, train.batch, train.block)))
+            past = training.update(p, state, config, train, *tokens, past).past
+    total = sum(told.values())
+    assert total == pytest.approx(held.most, rel=0.1)
+    for purpose in ("parameters", "past", "saved", "scratch"):  # each would be missed
+        assert told[purpose] > 0.01 * total
+    assert total - told["saved"] < 0.9 * held.most
+    assert total - told["scratch"] < 0.9 * held.most
