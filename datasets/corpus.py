@@ -9,6 +9,7 @@ from typing import Any
 
 from refimpl.config import DataConfig
 from refimpl.datasets.encoding import encode_into
+from refimpl.datasets.fetch import check_splits
 from refimpl.datasets.prepared import FORMAT, conventions_of, is_prepared, read_prepared
 from refimpl.datasets.prepared import Corpus as Corpus
 from refimpl.datasets.published import ITEMS, fetched_folder
@@ -52,14 +53,23 @@ def prepare(config: DataConfig, store: Path, folder: Path) -> Corpus:
 
 
 def named_source(config: DataConfig, store: Path) -> Source:
-    """The text's place, or that of one that was fetched. Raises InputError if there is no such text."""
+    """The text's place, or that of one that was fetched, which is held to its published checksums.
+
+    Raises InputError if there is no such text, or one under a published name that is another.
+    """
     if config.path not in ITEMS:
         return find_source(config.path, config.vocabulary)
     folder = fetched_folder(config.path, store)
     if not folder.is_dir():
         raise InputError(f"{config.path}: expected its text in {folder}, got nothing there "
                          f"(`refimpl data fetch {config.path}` brings it)")
+    check_splits(ITEMS[config.path], folder)
     return replace(find_source(str(folder), config.vocabulary), name=config.path)
+
+
+def absolute(data: DataConfig) -> DataConfig:
+    """The same text by a path that holds in any folder; names of texts stay names."""
+    return data if data.path in ("sample", *ITEMS) else replace(data, path=str(Path(data.path).resolve()))
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:

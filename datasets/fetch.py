@@ -68,11 +68,16 @@ def check_splits(item: Item, folder: Path) -> None:
 def write_decimal(item: Item, folder: Path) -> Path:
     """The splits as the published preparation writes them, in the folder's `decimal`; returns that place.
 
-    Each byte is its value in decimal, a newline is itself, and single spaces stand between. Raises InputError where a
-    checksum is another than that of the published files, or the place cannot be written; nothing stays then.
+    Each byte is its value in decimal, a newline is itself, and single spaces stand between. A place that is there is held
+    to the checksums and stays as it is. Raises InputError where a checksum is another than that of the published files, or
+    the place cannot be written; nothing new stays then.
     """
     check_decimal(item)
     place = folder / "decimal"
+    if place.exists():
+        for known in item.decimal:
+            check_file(place / known.name, known)
+        return place
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix="fetching-") as workplace:
             fresh = Path(workplace, "decimal")
@@ -84,8 +89,6 @@ def write_decimal(item: Item, folder: Path) -> Path:
                         held.add(chunk)
                         file.write(chunk)
                 held.end()
-            if place.exists():
-                place.rename(Path(workplace, "before"))
             fresh.rename(place)
     except OSError as error:
         raise InputError(f"{place}: expected a folder that can be written, got {error.strerror or error}") from error

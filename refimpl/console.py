@@ -21,7 +21,12 @@ def show(result: Mapping[str, Any], text: str, as_json: bool) -> None:
 
 def note(text: str) -> None:
     """A line for the person at the terminal, on stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
+
+
+def printable(text: str) -> str:
+    """Escapes in place of characters that a terminal obeys: names that come from files and servers may have any."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

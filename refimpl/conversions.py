@@ -15,7 +15,7 @@ from refimpl.computing import computing
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
 from refimpl.convert import files, from_adaptive_span, sizes, to_adaptive_span, torch_state
 from refimpl.convert.names import listed
-from refimpl.datasets.corpus import open_corpus
+from refimpl.datasets.corpus import absolute, open_corpus
 from refimpl.datasets.vocabulary import Vocabulary
 from refimpl.errors import InputError
 from refimpl.parameters import Parameters, specification
@@ -68,9 +68,7 @@ def to_run(kind: str, request: Request) -> dict[str, Any]:
         if corpus.vocabulary.size != p.config.vocabulary:
             raise InputError(f"{corpus.source}: expected a vocabulary of {p.config.vocabulary}, as the model has, got one "
                              f"of {corpus.vocabulary.size} (--set data.vocabulary=… and the like say how it is read)")
-        vocabulary, text = corpus.vocabulary.to_json(), corpus.sha256
-        if corpus.source != "sample":
-            data = replace(data, path=str(Path(data.path).resolve()))
+        data, vocabulary, text = absolute(data), corpus.vocabulary.to_json(), corpus.sha256
     progress = {"tokens": 0, "seconds": 0.0, "batches": {"position": 0, "passes": 0}, "text_sha256": text,
                 "computing": computing()}
     saved = Checkpoint(p.config, train_config, p, state, progress, None, vocabulary)

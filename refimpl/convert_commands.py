@@ -84,6 +84,8 @@ def _convert(kind: str, request: Any, as_json: bool) -> None:
 
 def _text(result: Mapping[str, Any]) -> str:
     """What was made of what, and, of a published checkpoint, where each setting comes from."""
+    from refimpl import console
+
     rows = [("parameters", f"{result['parameters']:,}")]
     if "told" in result:
         rows.append(("the tensors tell", _settings(result["told"])))
@@ -94,7 +96,7 @@ def _text(result: Mapping[str, Any]) -> str:
         rows.append(("vocabulary", f"{result['vocabulary']:,}" if result["vocabulary"] else
                      "none: eval and train need --data here, or eval --data"))
         if result["passed_over"]:
-            rows.append(("left in the file", ", ".join(result["passed_over"])))
+            rows.append(("left in the file", console.printable(", ".join(result["passed_over"]))))
     rows.append(("written", result.get("checkpoint") or result["file"]))
     return "\n".join(f"{name:<18}{value}" for name, value in rows)
 

@@ -10,6 +10,7 @@ from typing import NoReturn, TypeVar
 
 import click
 
+from refimpl.console import note
 from refimpl.errors import CalledFailedError, InputError, NonFiniteError, OutsideError, RanksError
 from refimpl.ranks import ALONE, Ranks
 
@@ -107,7 +108,7 @@ def _leave(code: int) -> NoReturn:
 
 def _tell(message: str, ranks: Ranks) -> None:
     whose = f"rank {ranks.rank}: " if ranks.rank else ""
-    click.echo(f"refimpl: {whose}{' '.join(message.split())}", err=True)
+    note(f"refimpl: {whose}{' '.join(message.split())}")
 
 
 def together(session: Session, function: Callable[[], Result]) -> Result:

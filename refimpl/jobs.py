@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,7 @@ from refimpl.blas import this_machine
 from refimpl.computing import device_of
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
 from refimpl.datasets.batches import Batches
-from refimpl.datasets.corpus import Corpus, open_corpus, with_defaults
-from refimpl.datasets.published import ITEMS
+from refimpl.datasets.corpus import Corpus, absolute, open_corpus, with_defaults
 from refimpl.device import graphs
 from refimpl.device.ledger import ledger as count_asked
 from refimpl.device.opening import on_host
@@ -102,7 +101,7 @@ def open_run(request: Request, resume: bool, ranks: Ranks = ALONE) -> Opened:
     if request.preset and "vocabulary" in tables["model"] and "path" not in tables["data"]:
         raise InputError(f"preset {request.preset}: expected --data with its text, got none (`--data sample` is built in)")
     asked = settings.override({}, request.assignments)["model"].get("vocabulary")
-    train_config, data = TrainConfig(**tables["train"]), _absolute(DataConfig(**tables["data"]))
+    train_config, data = TrainConfig(**tables["train"]), absolute(DataConfig(**tables["data"]))
     # wrong settings are told before a long text is read; cutoffs must wait for its vocabulary
     settings.model_config({**tables["model"], "vocabulary": 2**31})
     corpus = open_corpus(data, request.store)
@@ -156,7 +155,7 @@ def _gone_on_with(request: Request, folder: Path, ranks: Ranks) -> Opened:
     else:
         saved = checkpoint.load(folder)
         room.check(saved.config, saved.train_config, _longest_span(saved), *room.of(request.device))
-        data = _absolute(run_data(folder, saved, request.data_path))
+        data = absolute(run_data(folder, saved, request.data_path))
         runs.changed(saved, data, given)
         corpus = open_corpus(data, request.store, vocabulary_of(saved))
         batches = _batches(corpus, saved.train_config)
@@ -173,7 +172,7 @@ def _before_the_first_checkpoint(
 ) -> tuple[checkpoint.Checkpoint, Corpus, Batches, DataConfig]:
     """The start of a run that ended early: its settings decide it."""
     tables = settings.read(folder / "config.toml")
-    data = _absolute(DataConfig(**{**tables["data"], **({"path": request.data_path} if request.data_path else {})}))
+    data = absolute(DataConfig(**{**tables["data"], **({"path": request.data_path} if request.data_path else {})}))
     corpus, config = open_corpus(data, request.store), settings.model_config(tables["model"])
     if corpus.vocabulary.size != config.vocabulary:
         raise InputError(f"{corpus.source}: expected a text of {config.vocabulary} symbols as in {folder / 'config.toml'}, "
@@ -242,8 +241,3 @@ def _tables(request: Request) -> settings.Tables:
 
 def _name(request: Request) -> str:
     return request.config_file.stem if request.config_file else request.preset or "laptop"
-
-
-def _absolute(data: DataConfig) -> DataConfig:
-    """A path that still holds when the run is resumed from another folder."""
-    return data if data.path in ("sample", *ITEMS) else replace(data, path=str(Path(data.path).resolve()))

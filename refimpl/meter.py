@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from refimpl.console import amount, duration, note
+from refimpl.console import amount, duration, note, printable
 
 SECONDS = 2.0  # between lines, at least: what is over sooner needs none
 
@@ -59,7 +59,7 @@ class TransferMeter:
         if self._bar is None:
             note(f"refimpl: {text}")
         else:
-            self._bar.console.print(f"refimpl: {text}", soft_wrap=True, markup=False)
+            self._bar.console.print(f"refimpl: {printable(text)}", soft_wrap=True, markup=False)
 
     def _line(self, seconds: float) -> str:
         pace = max(self._done, 1) / seconds

@@ -200,3 +200,15 @@ def test_nothing_heavy_until_it_is_needed():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "['zipfile']\n", done.stderr
     assert callable(main)
+
+
+def test_another_text_under_a_published_name_is_refused(small, copy, command, store, tiny, tmp_path):
+    """A file in the store that was changed is not the published text any longer, whatever is to be done with it."""
+    assert command("data", "fetch", "enwik8", "--from", copy).code == 0
+    valid = store / "texts" / "enwik8" / "valid.txt"
+    valid.write_bytes(valid.read_bytes().replace(b"cat", b"dog"))
+    for arguments in (["data", "prepare", "enwik8"], ["data", "prepare", "enwik8", "--out", tmp_path / "new"],
+                      ["data", "info", "sample", "--set", "data.path=enwik8"], ["data", "info", "enwik8"],
+                      ["train", "--data", "enwik8", "--out", tmp_path / "new", *tiny]):
+        failed(command(*arguments), 2, "or the splits of enwik8", "valid.txt: expected SHA-1")
+    assert not (tmp_path / "new").exists()

@@ -1,6 +1,7 @@
 """`refimpl convert` from end to end: published checkpoints become runs that are evaluated, trained on and given back."""
 
 import json
+import resource
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from refimpl import checkpoint, convert, model
 from refimpl.config import DataConfig
 from refimpl.datasets.batches import every_token_once
 from refimpl.datasets.corpus import open_corpus
+from refimpl.datasets.sources import find_source
 from refimpl.evaluation import evaluate
 
 SMALL_BATCH = ["--set", "train.batch=2", "--set", "train.block=8", "--set", "train.workers=1"]
@@ -240,3 +242,40 @@ def test_a_disk_that_is_full_leaves_nothing(command, trained, tmp_path, monkeypa
     end = command("convert", "safetensors", tmp_path / "a", "--out", tmp_path / "new")
     assert (end.code, "No space left" in end.err) == (2, True)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_name_of_a_fetched_text_stays_a_name(command, saved_by_torch, text, store, tmp_path, monkeypatch):
+    corpus = open_corpus(DataConfig(str(text), "character", convention="published"), store)
+    path, _ = saved_by_torch(published.Architecture(vocabulary=corpus.vocabulary.size))
+    monkeypatch.setattr("refimpl.datasets.corpus.named_source", lambda config, store: find_source(str(text), "character"))
+    end = command("convert", "adaptive-span", path, "--out", tmp_path / "run", "--data", "enwik8", *SMALL_BATCH,
+                  "--set", "data.vocabulary=character")
+    assert end.code == 0, end.err
+    assert 'path = "enwik8"' in (tmp_path / "run" / "config.toml").read_text()
+    assert command("eval", tmp_path / "run").code == 0
+
+
+@pytest.mark.parametrize("kind", ["adaptive-span", "safetensors"])
+def test_a_disk_that_is_full_leaves_no_file(kind, command, saved_by_torch, tmp_path):
+    """Held to a real limit, in the files' libraries' own writing."""
+    path, _ = saved_by_torch(published.Architecture())
+    assert command("convert", "adaptive-span", path, "--out", tmp_path / "run").code == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        end = command("convert", kind, tmp_path / "run", "--out", tmp_path / "out" / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (end.code, end.err.count("\n")) == (3, 1), end.err
+    assert "file: expected a file that can be written, got" in end.err
+    assert "File too large" in end.err
+    assert not [*(tmp_path / "out").iterdir()]
+
+
+def test_names_in_a_file_give_a_terminal_no_orders(command, saved_by_torch, tmp_path):
+    torch.save({"\x1b]0;name\x07": torch.zeros(3)}, tmp_path / "a.pt")
+    end = command("convert", "adaptive-span", tmp_path / "a.pt", "--out", tmp_path / "new")
+    assert (end.code, "\x1b" in end.err, r"got \x1b]0;name\x07" in end.err) == (2, False, True)
+    path, _ = saved_by_torch(published.Architecture(), **{"\x1b[31mlogger": 1})
+    end = command("convert", "adaptive-span", path, "--out", tmp_path / "run")
+    assert (end.code, "\x1b" in end.out, r"\x1b[31mlogger" in end.out) == (0, False, True)

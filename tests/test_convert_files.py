@@ -110,6 +110,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(write, tmp_path)
     with pytest.raises(InputError, match=r"bomb\.pt: expected a PyTorch file of tensors and plain values alone") as error:
         files.read_torch(tmp_path / "bomb.pt")
     assert "\n" not in str(error.value)
+    assert "False" not in str(error.value)  # PyTorch's advice, which would run it
     assert not mark.exists()
     with suppress(RuntimeError, ValueError, AttributeError):  # what it leads to is no checkpoint
         torch.load(tmp_path / "bomb.pt", weights_only=False)
@@ -246,9 +247,17 @@ def test_an_optimizers_state_that_does_not_fit_is_refused():
         (state_of(tensors, params=[0, 1]), "expected the state of 28 parameters in one group, got a group of 2"),
         (state_of(tensors, params=[[0]]), "param_groups"), (state_of(tensors, weight_decay=0.1), "weight decay"),
         (state_of(tensors, lr="fast"), "lr: expected a number, got 'fast'"),
+        (state_of(tensors, lr=float("nan")), "lr: expected a number, got 'nan'"),
     ]
     uneven, other = state_of(tensors), state_of(tensors)
     uneven["state"][3]["step"] = 5
+    for step in (float("nan"), float("inf")):
+        endless = state_of(tensors)
+        endless["state"][3]["step"] = step
+        wrong.append((endless, f"step: expected a number, got '{step}'"))
+    adam = state_of(tensors, betas=0.9)
+    adam["state"] = {i: {"step": 2, "exp_avg": each["sum"], "exp_avg_sq": each["sum"]} for i, each in adam["state"].items()}
+    wrong.append((adam, "betas: expected two numbers, got '0.9'"))
     other["state"] = {i: {"square_avg": 1} for i in other["state"]}
     two = state_of(tensors)
     two["param_groups"] *= 2

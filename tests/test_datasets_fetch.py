@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -267,6 +268,7 @@ REFUSED = [
     (answer(ARCHIVE + b"!"), f"expected {len(ARCHIVE):,} bytes, got an answer of {len(ARCHIVE) + 1:,}"),
     (answer(b"<html>no such page</html>"), "got an answer of 25"),
     (answer(ARCHIVE + b"!", length=False), f"expected {len(ARCHIVE):,} bytes, got more"),
+    (answer(ARCHIVE + b"!", length="9" * 5000), "got more"),
     (answer(b"gone", status=404), "expected small.zip, got 404 Not Found"),
     (answer(b"no", status=403), "got 403 Forbidden"),
     (answer(b"", status=204), "got 204 No Content"),
@@ -569,6 +571,17 @@ def test_the_published_preparation(tmp_path, meter, monkeypatch):
     with pytest.raises(InputError, match=r"decimal/test\.txt: expected SHA-1 0{40}, got [0-9a-f]{40}"):
         write_decimal(other, out)
     assert nothing_but(out, "decimal", *parts()[0])
+    assert write_decimal(item, out) == out / "decimal"
+    shutil.rmtree(out / "decimal")
+    (out / "decimal").mkdir()
+    (out / "decimal" / "mine").write_bytes(b"kept")
+    with pytest.raises(InputError, match=r"decimal/train\.txt: expected a file that can be read"):
+        write_decimal(item, out)
+    assert (out / "decimal" / "mine").read_bytes() == b"kept"
+    shutil.rmtree(out / "decimal")
+    with pytest.raises(InputError, match=r"decimal/test\.txt: expected SHA-1 0{40}, got [0-9a-f]{40}"):
+        write_decimal(other, out)
+    assert nothing_but(out, *parts()[0])
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full_after(1000))
         with pytest.raises(InputError, match="decimal: expected a folder that can be written, got No space left"):

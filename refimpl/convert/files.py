@@ -1,7 +1,7 @@
 """The files of others: PyTorch's, of which nothing is run, and plain safetensors with our names."""
 
 import json
-import os
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from refimpl.arrays import Array, to_host
 from refimpl.convert.names import listed
-from refimpl.errors import InputError
+from refimpl.errors import InputError, OutsideError
 
 DTYPES = ("float32", "float64")
 
@@ -31,16 +31,25 @@ def read_torch(path: Path) -> Any:
     except InputError:
         raise
     except Exception as error:  # of any type, as what a damaged or hostile file leads to is not ours to foresee
-        reason = str(error).strip().split("\n")[0]
         raise InputError(f"{path}: expected a PyTorch file of tensors and plain values alone, of which nothing is run; "
-                         f"refused by torch.load(weights_only=True): {type(error).__name__}: {reason[:200]}") from error
+                         f"refused by torch.load(weights_only=True): {type(error).__name__}: {_reason(error)}") from error
 
 
 def write_torch(path: Path, tensors: Mapping[str, Array]) -> None:
-    """A state dict. Raises InputError if the file exists."""
+    """A state dict. Raises InputError if the file exists, OutsideError if it cannot be written."""
     torch = _torch()
     state = {name: torch.from_numpy(np.array(to_host(array), order="C")) for name, array in tensors.items()}
-    _write_whole(path, lambda aside: torch.save(state, aside))
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:  # given a path, PyTorch would keep its name in the file
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # PyTorch's own, of a size, on top of the system's
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+    _write_whole(path, write)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
@@ -62,11 +71,19 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Raises InputError if the file exists. Views are copied: safetensors would write a strided one's memory as it lies."""
+    """As write_torch raises. Views are copied: safetensors would write a strided one's memory as it lies."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     plain = {name: np.array(to_host(array), order="C") for name, array in tensors.items()}
-    _write_whole(path, lambda aside: save_file(plain, aside, dict(metadata)))
+
+    def write(aside: Path) -> None:
+        try:
+            save_file(plain, aside, dict(metadata))
+        except SafetensorError as error:  # of the system's too
+            raise OSError(" ".join(str(error).split())) from error
+
+    _write_whole(path, write)
 
 
 def check_file(path: Path) -> None:
@@ -91,6 +108,13 @@ def _torch() -> Any:
     return torch
 
 
+def _reason(error: Exception) -> str:
+    """PyTorch's reason in a line, without its advice to read the file all the same, which would run what is in it."""
+    lines = (line.strip().removeprefix("WeightsUnpickler error: ") for line in str(error).split("\n"))
+    told = (line for line in lines if line and "weights_only" not in line and not line.startswith("Weights only load"))
+    return next(told, "no reason told").partition(". Please ")[0][:200]
+
+
 def _to_arrays(torch: Any, content: Any, where: str) -> Any:
     """The same containers, with arrays for tensors."""
     if isinstance(content, torch.Tensor):
@@ -110,10 +134,11 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Writes beside the path and renames, so that the file is whole or absent."""
     if path.exists():
         raise InputError(f"{path}: expected a new file's name, got one that exists")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="writing-") as workplace:
+            aside = Path(workplace, "whole")
+            write(aside)
+            aside.rename(path)
+    except OSError as error:
+        raise OutsideError(f"{path}: expected a file that can be written, got {error.strerror or error}") from error

@@ -5,6 +5,7 @@ lists tensors in that order too, constants of each module after its parameters; 
 left out, are the parameters by number. Nothing else is assumed of the published code, and every shape is compared.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,11 +91,16 @@ def _train(kind: str, group: Mapping[str, Any]) -> dict[str, Any]:
     if kind != "adam":
         return {"optimizer": kind, "learning_rate": rate}
     betas = group.get("betas", TrainConfig().adam_betas)
+    if not isinstance(betas, list | tuple):
+        raise InputError(f"optimizer, betas: expected two numbers, got {str(betas)[:40]!r}")
     return {"optimizer": kind, "learning_rate": rate, "adam_betas": tuple(_number("betas", beta) for beta in betas)}
 
 
 def _number(name: str, value: Any) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"optimizer, {name}: expected a number, got {str(value)[:40]!r}") from error
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"optimizer, {name}: expected a number, got {str(value)[:40]!r}")
+    return number
