@@ -1,9 +1,10 @@
 """Memory that an update takes on a GPU, counted array by array as device/ and layers/ make them there.
 
-Three moments are looked at: the output's logits with their gradient, the last layer's attention on the way back, and its
-end, where gradients leave their tiles. The largest is the peak.
+Four moments are looked at: the output's logits with their gradient, the last layer's attention on the way back, its end,
+where gradients leave their tiles, and the input's tables. The largest is the peak.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from refimpl import operations, parameters
 from refimpl.config import ModelConfig, TrainConfig
-from refimpl.device import attention, tiles
+from refimpl.device import adaptive_softmax, attention, tiles
 from refimpl.optimizers import ACCUMULATORS
 
 POOL = 1 / 20  # of what arrays hold: about so much more does CuPy's pool, for pieces between them
@@ -90,21 +91,24 @@ class Sizes:
             relu = config.variant != "ff-attention"
             layer += 2 * self.rows + inner * (1 + (dropped and not relu)) + inner / self._item * (relu + dropped)
         ends = self.rows + (2 * (self.rows + bits) if config.embedding_dropout else 0)
-        return config.layers * layer + ends + self._logits
+        if config.cutoffs:
+            ends += train.batch * train.block * sum(width for *_, width in config.clusters)
+        return config.layers * layer + ends + (0 if config.cutoffs else self._logits)
 
     @property
     def scratch(self) -> float:
-        """What is there beside that at the largest of three moments."""
+        """What is there beside that at the largest of four moments."""
         config, layer = self.config, 4 * self.config.width**2
-        table = config.vocabulary * config.width
-        output = self._logits + self.rows + table
+        table = sum((end - first) * width for first, end, width in config.clusters) or config.vocabulary * config.width
+        output = self._clusters if config.cutoffs else self._logits + self.rows + table
+        into = 2 * self.rows + table + config.width * sum(width for *_, width in config.clusters)
         keys, rows = self.tiled_keys, self.tiled_rows
         kinds = 3 if config.positions == "transformer-xl" else 1
         begun = 3 * self.rows + (1 + kinds) * rows + 2 * keys + layer / 4 + self._of_heads
         back = begun + max(self._parts, self.rows + 2 * self.context * self.heads)
         if config.norm == "pre":
             back = max(back, 3 * self.rows + (self.rows + 2 * self.context) + 3 * self.context + layer)
-        return max(output, back)
+        return max(output, back, into)
 
     @property
     def _item(self) -> int:
@@ -113,6 +117,16 @@ class Sizes:
     @property
     def _logits(self) -> int:
         return self.train.batch * self.train.block * self.config.vocabulary
+
+    @property
+    def _clusters(self) -> float:
+        """Of an adaptive softmax in one pass: its rows' gradients; logits of the head, or pieces of the largest tail."""
+        config, count, tails = self.config, self.train.batch * self.train.block, len(self.config.clusters) - 1
+        (_, words, width), *others = config.clusters
+        head = min(adaptive_softmax.ELEMENTS, count * (words + tails)) + 2 * count * width
+        pieces = max(math.ceil(count / adaptive_softmax.TILE), adaptive_softmax.BLOCKS) * adaptive_softmax.TILE
+        tail = max(2 * count * width + pieces * (width + 2) for *_, width in others)
+        return self.rows + max(head, tail + 3 * count) + 2 * tails * count * 4 / self._item + count
 
     @property
     def _of_heads(self) -> int:
