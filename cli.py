@@ -97,9 +97,9 @@ def train(
         return
     if time_limit is not None and not math.isfinite(time_limit):
         raise InputError(f"--time-limit: expected a finite number of seconds, got {time_limit}")
-    if session.ranks.size > 1 and device != "cpu":
-        raise InputError(f"--device: expected cpu with several ranks, got {device}")
-    placed = replace(request, place=use_device(device), tf32=asked_tf32(), cuda_graph=cuda_graph)
+    here = session.ranks.number_here if session.ranks.size > 1 else None
+    place = exits.together(session, lambda: use_device(device, here, cuda_graph))
+    placed = replace(request, place=place, tf32=asked_tf32(), cuda_graph=cuda_graph)
     run, unit, evaluate = exits.together(session, lambda: jobs.open_run(placed, resume, session.ranks))
     runs.check_alike(run)
     if not session.ranks.rank:

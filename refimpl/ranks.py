@@ -36,6 +36,10 @@ class Ranks(Protocol):
     def first_here(self) -> bool:
         """Whether it is the first of those on its machine."""
 
+    @property
+    def number_here(self) -> int:
+        """Its number among them."""
+
     def threads(self) -> int | None:
         """How many threads each rank has; None = nobody shares its cores."""
 
@@ -55,7 +59,7 @@ class Ranks(Protocol):
 class Alone:
     """A process that was started by itself."""
 
-    rank, size, first_here = 0, 1, True
+    rank, size, first_here, number_here = 0, 1, True, 0
 
     def threads(self) -> None:
         """All cores are its own."""
@@ -86,7 +90,8 @@ class Mpi:
         self._mpi, self._world = mpi, world
         self.rank, self.size = int(world.rank), int(world.size)
         self._here = world.Split_type(mpi.COMM_TYPE_SHARED)  # those on this machine
-        self.first_here = self._here.rank == 0
+        self.number_here = int(self._here.rank)
+        self.first_here = self.number_here == 0
         self._received = np.empty(0, np.uint8)
         self._on_device: Nccl | None = None
 

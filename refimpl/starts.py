@@ -71,11 +71,18 @@ def use_threads(count: int | None) -> None:
     click.get_current_context().with_resource(limit_threads(count))
 
 
-def use_device(name: str) -> Callable[[Any], Any]:
-    """What moves an array to where the rest of the command computes. Raises InputError if there is no such device."""
+def use_device(name: str, rank_here: int | None = None, cuda_graph: bool = False) -> Callable[[Any], Any]:
+    """What moves an array to where the rest of the command computes. Raises InputError if there is no such device.
+
+    rank_here: of several ranks the number on its machine, which is that of its GPU.
+    """
     from refimpl.device import opening
 
-    return opening.opened(name, asked_tf32())
+    if rank_here is not None and cuda_graph:
+        raise InputError("--cuda-graph: expected one process, got several ranks")
+    if rank_here is not None and name not in ("cpu", "gpu"):
+        raise InputError(f"--device: expected cpu, or gpu, with several ranks, each with a GPU of its own, got {name}")
+    return opening.opened(name if rank_here is None or name == "cpu" else f"gpu:{rank_here}", asked_tf32())
 
 
 def asked_tf32() -> bool:

@@ -74,16 +74,13 @@ def update(
 
     With several workers each takes some rows of the batch; gradients are added in the order of the rows, so results are
     the same bits for the same number of workers, however many threads they take turns on. Raises NonFiniteError, before p
-    or state change, if the loss or a gradient is not finite; the message names the first such tensor. With
-    on_nonfinite = "skip" such an update only counts, SKIPS_IN_A_ROW times in a row at most, and the past is emptied. On a
-    GPU there is one worker, nothing is read back, and such an update changes nothing: `device.optimizer.check(state)` raises
-    for it; with state.graph tokens may be on the host, and the next update overwrites the result's past. Of several ranks
-    each is given the whole batch and the past of its own rows, and computes those; what it then has to tell goes to all with
-    its loss.
+    or state change, if the loss or a gradient is not finite; the message names the first such tensor. With on_nonfinite =
+    "skip" such an update only counts, SKIPS_IN_A_ROW times in a row at most, and the past is emptied. On a GPU there is one
+    worker, nothing is read back but a rank's loss, and such an update changes nothing: `device.optimizer.check(state)`
+    raises for it. Of several ranks each is given the whole batch and the past of its own rows, and computes those.
     """
     if is_device(p.vector):
-        done = _update_on_device(p, state, config, train_config, tokens, targets, past)
-        return done._replace(told=np.array([tell()], np.float64))
+        return _update_on_device(p, state, config, train_config, tokens, targets, past, ranks, tell)
     number, batch, own = state.updates + 1, len(tokens), share(ranks, len(tokens))
     tokens, targets = tokens[own], targets[own]
     lent_p, lent_past = p.with_vector(lent(p.vector)), lent(past)
@@ -126,12 +123,21 @@ def _skipped(p: Parameters, state: optimizers.State, train_config: TrainConfig, 
 
 def _update_on_device(
     p: Parameters, state: optimizers.State, config: ModelConfig, train_config: TrainConfig, tokens: Array, targets: Array,
-    past: Array,
+    past: Array, ranks: Ranks, tell: Callable[[], Sequence[float]],
 ) -> Result:
-    """The same on a GPU: in one part, and without waiting for what comes of it; from a graph where the state has one."""
-    rate = optimizers.learning_rate(train_config, state.updates + 1)
-    made, given = updates.update(p, state, config, train_config, tokens, targets, past)
-    return Result(made.loss, made.span_penalty, made.past, made.norm, rate, given.tokens, given.targets)
+    """The same on a GPU: in one part, alone without waiting for what comes of it; from a graph where the state has one."""
+    rate, own, told = optimizers.learning_rate(train_config, state.updates + 1), share(ranks, len(tokens)), []
+
+    def add(loss: Array, g: Parameters) -> Array:
+        g.vector *= (own.stop - own.start) / len(tokens)
+        loss, every = _of_all_ranks(loss * ((own.stop - own.start) / len(tokens)), g, ranks, tell())
+        told.append(every)
+        return loss
+
+    made, given = updates.update(p, state, config, train_config, tokens[own], targets[own], past, own.start,
+                                 add if ranks.size > 1 else None)
+    return Result(made.loss, made.span_penalty, made.past, made.norm, rate, given.tokens, given.targets,
+                  told=told[0] if told else np.array([tell()], np.float64))
 
 
 def score(

@@ -83,6 +83,16 @@ def test_ranks_train_the_model_that_one_process_trains(command, mpi, arguments, 
     assert losses(tmp_path / "2") == losses(tmp_path / "again")
 
 
+@pytest.mark.parametrize(("given", "told"), [
+    (["--device", "gpu:1"], "--device: expected cpu, or gpu, with several ranks, each with a GPU of its own, got gpu:1"),
+    (["--cuda-graph"], "--cuda-graph: expected one process, got several ranks"),
+])
+def test_what_ranks_on_gpus_cannot_have_is_told_once(mpi, arguments, tmp_path, given, told):
+    code, _, err = mpi(2, *arguments, "--out", tmp_path / "run", *given)
+    assert (code, err) == (2, f"refimpl: {told}\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_goes_on_with_another_number_of_ranks_and_says_so(command, mpi, arguments, tmp_path):
     """Dropout's masks belong to rows, not to ranks, and a checkpoint holds the past of all rows."""
     assert command(*arguments, "--out", tmp_path / "1", "--set", "train.updates=12").code == 0
