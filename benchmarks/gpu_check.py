@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 REFIMPL = [sys.executable, "-m", "refimpl"]
 MODEL = ["--preset", "laptop"]
 TAIL = 4000  # characters of what a step said
-TESTS = "hosts or every_form or small_tiles or not_finite or twenty or checkpoint or masks_are"  # that need no counters
+TESTS = ("(hosts or every_form or small_tiles or not_finite or twenty or checkpoint or masks_are or the_textbooks or "
+         "bits_are) and not (reads_back or counted)")  # those that need no counters
 
 
 class Step(NamedTuple):
@@ -49,6 +50,8 @@ STEPS = [
     Step("Gradients", [*REFIMPL, "gradcheck", "all", "--device", "gpu", "--directions", "2"]),
     Step("Ledger: the bound", [*REFIMPL, "bench", *MODEL, "--ledger"]),
     Step("Measured", [*REFIMPL, "bench", *MODEL, "--device", "gpu"]),
+    Step("Measured, as a CUDA graph", [*REFIMPL, "bench", *MODEL, "--device", "gpu", "--cuda-graph"]),
+    Step("Measured, in TF32", [*REFIMPL, "bench", *MODEL, "--device", "gpu", "--tf32"]),
     Step("Beside PyTorch on the same device", [sys.executable, str(ROOT / "benchmarks" / "update_gpu.py")]),
 ]
 

@@ -56,15 +56,20 @@ def segments(config, train, restart_every=15):
         yield SimpleNamespace(tokens=tokens, targets=targets, restart=number % restart_every == 0)
 
 
+def launched():
+    """How many graphs were launched; a GPU does not tell."""
+    return 0 if HARDWARE else cuda_on_cpu.counters()["graph_launches"]
+
+
 def trained(config, train, graph, updates=None):
     """Everything that comes of a run, bit for bit; how many launches of graphs there were."""
     p, state = there(config, train, graph)
-    cuda_on_cpu.reset_counters()
+    before = launched()
     results = training.run(p, state, config, replace(train, updates=updates or train.updates), segments(config, train), None)
     told = [[float(x) for x in (r.loss, r.span_penalty, r.gradient_norm, r.learning_rate)] + [r.tokens.get().sum()]
             + [r.past.get().sum()] for r in results]
     held = [p.vector, *(a.vector for a in state.accumulators.values())]
-    return told, [array.get() for array in held], state.updates, cuda_on_cpu.counters()["graph_launches"]
+    return told, [array.get() for array in held], state.updates, launched() - before
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -74,7 +79,7 @@ def test_the_bits_are_those_without_a_graph(form):
     for found, expected in zip(with_one[1], without[1], strict=True):
         np.testing.assert_array_equal(found, expected)
     assert with_one[2] == without[2] == TRAIN.updates
-    assert (without[3], with_one[3] > 8) == (0, True)
+    assert HARDWARE or (without[3], with_one[3] > 8) == (0, True)
 
 
 def counted(p, state, config, train, numbers):
