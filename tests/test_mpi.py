@@ -285,7 +285,7 @@ def test_of_settings_that_differ_those_are_named(arguments, store, tmp_path):
 
 
 def test_what_spans_may_come_to_need_is_told_once(mpi, arguments, tmp_path):
-    program = f"from refimpl import jobs\njobs.later_shortage = lambda saved: 'more than there is'\n{MAIN}"
+    program = f"from refimpl import jobs\njobs.later_shortage = lambda *given: 'more than there is'\n{MAIN}"
     code, _, err = mpi(2, "-c", program, *arguments, "--out", tmp_path / "run")
     assert code == 0, err
     assert err.count("more than there is") == 1
