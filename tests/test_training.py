@@ -167,3 +167,23 @@ def test_every_text_is_looked_at_before_a_checkpoint(row):
     past[0, row, -1] = np.nan
     with pytest.raises(NonFiniteError, match="after the last update: loss nan"):
         training.check_finite(p, config, result)
+
+
+def test_updates_that_are_skipped_are_counted_and_too_many_in_a_row_end_it(monkeypatch):
+    monkeypatch.setattr(training, "SKIPS_IN_A_ROW", 3)
+    train = replace(TRAIN, on_nonfinite="skip")
+    p = parameters.initialize(CONFIG, 1)
+    state, past = optimizers.initialize(train, p), model.initial_past(CONFIG, 4, p.vector)
+    tokens, targets = np.random.default_rng(0).integers(0, 16, (2, 4, 8))
+    kept = p.vector.copy()
+    training.update(p, state, CONFIG, train, tokens, targets, past)
+    p.vector[...] = np.nan
+    for count in (1, 2):
+        result = training.update(p, state, CONFIG, train, tokens, targets, past)
+        assert (state.updates, state.skipped, state.skipped_in_a_row) == (1 + count, count, count)
+        assert "first tensor that is not finite" in result.skipped
+    with pytest.raises(NonFiniteError, match="update 4, the last of 3 in a row"):
+        training.update(p, state, CONFIG, train, tokens, targets, past)
+    p.vector[...] = kept
+    training.update(p, state, CONFIG, train, tokens, targets, past)
+    assert (state.updates, state.skipped, state.skipped_in_a_row) == (4, 2, 0)
