@@ -187,3 +187,19 @@ def test_updates_that_are_skipped_are_counted_and_too_many_in_a_row_end_it(monke
     p.vector[...] = kept
     training.update(p, state, CONFIG, train, tokens, targets, past)
     assert (state.updates, state.skipped, state.skipped_in_a_row) == (4, 2, 0)
+
+
+class SecondOfTwo:
+    """A rank whose neighbour tells what it tells, and adds nothing."""
+
+    rank, size = 1, 2
+
+    def add(self, vector, numbers):
+        return np.array([numbers, numbers], np.float64)
+
+
+def test_a_rank_begins_a_text_with_the_past_of_its_own_rows():
+    p = parameters.initialize(CONFIG, 1)
+    state, tokens = optimizers.initialize(TRAIN, p), np.zeros((4, 8), int)
+    loop = training.run(p, state, CONFIG, TRAIN, iter([Piece(tokens, tokens, True)]), None, SecondOfTwo())
+    assert next(loop).past.shape[1] == 2
