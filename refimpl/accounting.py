@@ -12,7 +12,7 @@ from refimpl.arrays import available_cores
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.layers.fused_softmax import CHUNKING
 from refimpl.layers.tiles import TILING, cut
-from refimpl.optimizers import ACCUMULATORS
+from refimpl.optimizers import accumulators
 from refimpl.variants import attention_path
 
 STREAMS = 8  # texts that validation scores side by side
@@ -48,20 +48,18 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig, share: floa
     goes on.
     """
     sizes, vector = Sizes(config, train_config, share), parameters.total(config)
-    accumulators = len(ACCUMULATORS[train_config.optimizer])
-    if train_config.optimizer == "sgd" and not train_config.momentum:
-        accumulators = 0
+    held = len(accumulators(train_config))
     past = config.layers * train_config.batch * config.span * config.width
     counts = {
         "parameters": float(vector),
         "gradients": vector * sizes.workers * ROUNDING,
-        "optimizer": float(vector * accumulators),
+        "optimizer": float(vector * held),
         # the old one and the new one; of several workers each makes its part of the new one first
         "past": past * (2 + (sizes.workers > 1)) * ROUNDING,
         "saved": config.layers * sizes.saved_by_layer() + sizes.saved_by_output(),
         "scratch": 2 * vector + sizes.scratch(),
         "validation": _validation(config, train_config, share),
-        "checkpoint": vector * (1.0 + accumulators) * bool(train_config.checkpoint_every or train_config.evaluate_every),
+        "checkpoint": vector * (1.0 + held) * bool(train_config.checkpoint_every or train_config.evaluate_every),
     }
     return {purpose: round(count * np.dtype(train_config.dtype).itemsize) for purpose, count in counts.items()}
 
@@ -75,12 +73,26 @@ def _validation(config: ModelConfig, train_config: TrainConfig, share: float) ->
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Elements of an update's arrays, all workers together, at a share of the span."""
+class Update:
+    """What is computed at once, the longest span of each layer `share` of S."""
 
     config: ModelConfig
     train: TrainConfig
     share: float
+
+    @cached_property
+    def rows(self) -> int:
+        """B T."""
+        return self.train.batch * self.train.block
+
+    @cached_property
+    def by_head(self) -> int:
+        """Width of keys and values."""
+        return self.config.context_heads * self.config.head_width
+
+
+class Sizes(Update):
+    """Elements of an update's arrays, all workers together."""
 
     @cached_property
     def tiled(self) -> bool:
@@ -94,20 +106,10 @@ class Sizes:
         return min(self.train.batch, self.train.workers or available_cores())
 
     @cached_property
-    def rows(self) -> int:
-        """B T."""
-        return self.train.batch * self.train.block
-
-    @cached_property
     def context(self) -> int:
         """Rows of [past ; block] that are projected: in tiles those within reach."""
         window = operations.window(self.config, self.share) if self.tiled else self.config.span
         return self.train.batch * (self.train.block + window)
-
-    @cached_property
-    def by_head(self) -> int:
-        """Width of keys and values."""
-        return self.config.context_heads * self.config.head_width
 
     @cached_property
     def slots(self) -> int:

@@ -65,9 +65,9 @@ def forward(
 ) -> Output:
     """Scores `targets` (B, T) after `tokens` (B, T) and `past` (L, B, P, D), the layers' inputs of earlier segments.
 
-    loss = mean of -log p(target); span_penalty = Σ_layers λ S mean(ρ). masks: the keep-masks of dropout, by name; without
-    them nothing is dropped. first_position: the absolute position of the block's first token. core: the module that computes
-    attention, see variants.py. Raises InputError for shapes that disagree and for token ids outside the vocabulary.
+    loss = mean of -log p(target); span_penalty = Σ_layers λ S mean(ρ). masks: dropout's keep-masks; {} drops nothing.
+    first_position: the block's, absolute. core: the module that computes attention, see variants.py. save=False: layers keep
+    nothing for a backward. Raises InputError for shapes that disagree and for token ids outside the vocabulary.
     """
     check_targets(config, tokens, targets)
     h, new_past, stacked = hidden_states(p, config, tokens, past, masks or {}, first_position, core, save)

@@ -41,10 +41,14 @@ class State:
 
 def initialize(train_config: TrainConfig, p: Parameters) -> State:
     """The state before the first update."""
-    names = ACCUMULATORS[train_config.optimizer]
-    if train_config.optimizer == "sgd" and not train_config.momentum:
-        names = ()
-    return State(0, {name: p.zeros_like() for name in names}, {name: p.zeros_like() for name in ("gradient", "step")})
+    return State(0, {name: p.zeros_like() for name in accumulators(train_config)},
+                 {name: p.zeros_like() for name in ("gradient", "step")})
+
+
+def accumulators(train_config: TrainConfig) -> tuple[str, ...]:
+    """What the optimiser keeps, each as large as the parameters; none for SGD without momentum."""
+    plain = train_config.optimizer == "sgd" and not train_config.momentum
+    return () if plain else ACCUMULATORS[train_config.optimizer]
 
 
 def learning_rate(train_config: TrainConfig, update: int) -> float:

@@ -5,7 +5,7 @@ from refimpl.config import ModelConfig, TrainConfig
 from refimpl.device import adaptive_softmax
 from refimpl.device.counts import Sum
 from refimpl.device.ledger_layers import dropout, linear, norm, sinusoid
-from refimpl.optimizers import ACCUMULATORS
+from refimpl.optimizers import accumulators
 from refimpl.parameters import SHARED, Spec
 
 
@@ -129,5 +129,5 @@ def _times(spec: Spec, config: ModelConfig) -> int:
 def optimizer(found: Sum, config: ModelConfig, train_config: TrainConfig) -> None:
     """The gradient's squares; then p, g and accumulators, all but g written."""
     size = parameters.total(config)
-    held = len(ACCUMULATORS[train_config.optimizer]) if train_config.optimizer != "sgd" or train_config.momentum else 0
+    held = len(accumulators(train_config))
     found.kernel(size + (2 + held) * size, (1 + held) * size, 2)

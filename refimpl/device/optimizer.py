@@ -11,7 +11,7 @@ import numpy as np
 from refimpl.arrays import Array, kernel, module_of, to_host
 from refimpl.config import TrainConfig
 from refimpl.errors import NonFiniteError
-from refimpl.optimizers import ACCUMULATORS, State, learning_rate
+from refimpl.optimizers import State, accumulators, learning_rate
 from refimpl.parameters import Parameters
 
 CHUNK = 4096  # elements that one block computes
@@ -79,7 +79,7 @@ def update(
 
 def _accumulators(state: State, train_config: TrainConfig, other: Array) -> list[Array]:
     """The two arrays that a step may change; `other`, which it then leaves alone, in place of those that it has not."""
-    held = [state.accumulators[name].vector for name in ACCUMULATORS[train_config.optimizer] if name in state.accumulators]
+    held = [state.accumulators[name].vector for name in accumulators(train_config)]
     return [*held, other, other][:2]
 
 

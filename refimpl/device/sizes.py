@@ -5,15 +5,15 @@ where gradients leave their tiles, and the input's tables. The largest is the pe
 """
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from refimpl import operations, parameters
+from refimpl.accounting import Update
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.device import adaptive_softmax, attention, tiles
-from refimpl.optimizers import ACCUMULATORS
+from refimpl.optimizers import accumulators
 
 POOL = 1 / 20  # of what arrays hold: about so much more does CuPy's pool, for pieces between them
 
@@ -21,7 +21,7 @@ POOL = 1 / 20  # of what arrays hold: about so much more does CuPy's pool, for p
 def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig, share: float = 1.0) -> dict[str, int]:
     """As accounting.bytes_by_purpose: bytes on the device at the peak of an update, at the full past."""
     sizes, vector = Sizes(config, train_config, share), parameters.total(config)
-    held = len(ACCUMULATORS[train_config.optimizer]) if train_config.optimizer != "sgd" or train_config.momentum else 0
+    held = len(accumulators(train_config))
     past = config.layers * train_config.batch * config.span * config.width
     counts = {"parameters": vector, "gradients": vector, "optimizer": vector * held, "past": 2 * past,
               "saved": sizes.saved, "scratch": sizes.scratch}
@@ -29,18 +29,8 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig, share: floa
     return {purpose: round(count * np.dtype(train_config.dtype).itemsize) for purpose, count in counts.items()}
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Elements of an update's arrays on a device, at a share of the span."""
-
-    config: ModelConfig
-    train: TrainConfig
-    share: float
-
-    @cached_property
-    def rows(self) -> int:
-        """B T D: the block's vectors."""
-        return self.train.batch * self.train.block * self.config.width
+class Sizes(Update):
+    """Elements of an update's arrays on a device."""
 
     @cached_property
     def window(self) -> int:
@@ -49,13 +39,8 @@ class Sizes:
 
     @cached_property
     def context(self) -> int:
-        """B (window + T) D: those of [past ; block]."""
-        return self.train.batch * (self.window + self.train.block) * self.config.width
-
-    @cached_property
-    def heads(self) -> float:
-        """Of the context's vectors what the heads that attend to it have."""
-        return self.config.context_heads / self.config.heads
+        """Rows of [past ; block]."""
+        return self.train.batch * (self.window + self.train.block)
 
     @cached_property
     def cut(self) -> tiles.Cut:
@@ -63,52 +48,54 @@ class Sizes:
         return attention.cut(self.train.block, self.window, self.window, self.config.attend_self)
 
     @cached_property
-    def tiled_keys(self) -> float:
+    def tiled_keys(self) -> int:
         """Keys, or values, in tiles."""
-        return self.train.batch * self.cut.keys * self.config.width * self.heads
+        return self.train.batch * self.cut.keys * self.by_head
 
     @cached_property
-    def tiled_rows(self) -> float:
+    def tiled_rows(self) -> int:
         """Queries in tiles."""
-        return self.train.batch * self.cut.tiles * self.cut.rows * self.config.width * self.heads
+        return self.train.batch * self.cut.tiles * self.cut.rows * self.by_head
+
+    @cached_property
+    def kinds(self) -> int:
+        """Of queries, where each kind of slot has its own."""
+        return 3 if self.config.positions == "transformer-xl" else 1
 
     @property
     def saved(self) -> float:
         """What forward keeps: of each layer, and what the output is scored from."""
-        config, train = self.config, self.train
-        bits = self.rows / self._item  # a keep-mask of booleans
-        of_queries = (3 if config.positions == "transformer-xl" else 1) * self.tiled_rows
-        of_statistics = 2 * train.batch * self.cut.tiles * self.cut.rows * config.context_heads
-        layer = self.context + 2 * self.tiled_keys + of_queries + of_statistics
-        layer += self.rows * (train.batch > 1) + self.rows * self.heads  # what queries are made from; y
-        layer += self.context if config.norm == "pre" else self.rows  # what a norm gave, and before gain and bias
-        layer += self.rows
+        config, rows, vectors = self.config, self.rows, self.rows * self.config.width
+        layer: float = self.context * config.width + 2 * self.tiled_keys + self.kinds * self.tiled_rows
+        layer += 2 * self.train.batch * self.cut.tiles * self.cut.rows * config.context_heads  # each row's shift and total
+        layer += vectors * (self.train.batch > 1) + rows * self.by_head  # what queries are made from; y
+        layer += vectors + (self.context * config.width if config.norm == "pre" else vectors)  # around a norm
         if config.variant != "all-attention" and config.memory:  # a softmax of their own: its weights, and the queries
-            weights = train.batch * train.block * config.memory_shape[0] * config.memory
-            layer += self.rows + weights + bool(config.dropout) * (weights + weights / self._item)
+            weights = rows * config.memory_shape[0] * config.memory
+            layer += vectors + weights + bool(config.dropout) * (weights + self._flags(weights))
         if config.feed_forward:
-            inner, dropped = train.batch * train.block * config.feed_forward, bool(config.dropout)
-            relu = config.variant != "ff-attention"
-            layer += 2 * self.rows + inner * (1 + (dropped and not relu)) + inner / self._item * (relu + dropped)
-        ends = self.rows + (2 * (self.rows + bits) if config.embedding_dropout else 0)
-        if config.cutoffs:
-            ends += train.batch * train.block * sum(width for *_, width in config.clusters)
-        return config.layers * layer + ends + (0 if config.cutoffs else self._logits)
+            inner, dropped, relu = rows * config.feed_forward, bool(config.dropout), config.variant != "ff-attention"
+            layer += 2 * vectors + inner * (1 + (dropped and not relu)) + self._flags(inner) * (relu + dropped)
+        ends = vectors + (2 * (vectors + self._flags(vectors)) if config.embedding_dropout else 0)
+        of_clusters = rows * sum(width for *_, width in config.clusters)
+        return config.layers * layer + ends + (of_clusters if config.cutoffs else self._logits)
 
     @property
     def scratch(self) -> float:
         """What is there beside that at the largest of four moments."""
-        config, layer = self.config, 4 * self.config.width**2
+        config, vectors, squared = self.config, self.rows * self.config.width, self.config.width**2
         table = sum((end - first) * width for first, end, width in config.clusters) or config.vocabulary * config.width
-        output = self._clusters if config.cutoffs else self._logits + self.rows + table
-        into = 2 * self.rows + table + config.width * sum(width for *_, width in config.clusters)
-        keys, rows = self.tiled_keys, self.tiled_rows
-        kinds = 3 if config.positions == "transformer-xl" else 1
-        begun = 3 * self.rows + (1 + kinds) * rows + 2 * keys + layer / 4 + self._of_heads
-        back = begun + max(self._parts, self.rows + 2 * self.context * self.heads)
+        output = self._clusters if config.cutoffs else self._logits + vectors + table
+        into = 2 * vectors + table + config.width * sum(width for *_, width in config.clusters)
+        begun = 3 * vectors + (1 + self.kinds) * self.tiled_rows + 2 * self.tiled_keys + squared + self._of_heads
+        back = begun + max(self._parts, vectors + 2 * self.context * self.by_head)
         if config.norm == "pre":
-            back = max(back, 3 * self.rows + (self.rows + 2 * self.context) + 3 * self.context + layer)
+            back = max(back, 4 * vectors + 5 * self.context * config.width + 4 * squared)
         return max(output, back, into)
+
+    def _flags(self, count: int) -> float:
+        """So many booleans, in numbers of the training's dtype."""
+        return count / self._item
 
     @property
     def _item(self) -> int:
@@ -116,17 +103,17 @@ class Sizes:
 
     @property
     def _logits(self) -> int:
-        return self.train.batch * self.train.block * self.config.vocabulary
+        return self.rows * self.config.vocabulary
 
     @property
     def _clusters(self) -> float:
         """Of an adaptive softmax in one pass: its rows' gradients; logits of the head, or pieces of the largest tail."""
-        config, count, tails = self.config, self.train.batch * self.train.block, len(self.config.clusters) - 1
+        config, count, tails = self.config, self.rows, len(self.config.clusters) - 1
         (_, words, width), *others = config.clusters
         head = min(adaptive_softmax.ELEMENTS, count * (words + tails)) + 2 * count * width
         pieces = max(math.ceil(count / adaptive_softmax.TILE), adaptive_softmax.BLOCKS) * adaptive_softmax.TILE
         tail = max(2 * count * width + pieces * (width + 2) for *_, width in others)
-        return self.rows + max(head, tail + 3 * count) + 2 * tails * count * 4 / self._item + count
+        return count * config.width + max(head, tail + 3 * count) + 2 * tails * count * 4 / self._item + count
 
     @property
     def _of_heads(self) -> int:

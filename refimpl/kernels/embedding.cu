@@ -1,9 +1,7 @@
 // d_table[v] = Σ dx over the places where v stands, added up in their order: a place to a block, and the first place of a word
 // adds up all of that word's. Words below `first`, or `words` above it, are another table's.
 
-#define THREADS 256
-#define WARPS (THREADS / 32)
-#define ALL 0xffffffffu
+#include "block.cu"
 
 extern "C" __global__ __launch_bounds__(THREADS) void add_rows(
     const long long* tokens, const REAL* dx, REAL* d_table, long long places, long long width, long long first,

@@ -2,29 +2,14 @@
 //
 //   s_j = logits_j + b_j;  loss = log Σ_j e^(s_j) - s_target;  ds_j = (e^(s_j) / Σ - [j is the target]) dloss;  db = Σ ds
 
-#define THREADS 256
-#define ALL 0xffffffffu
-#define LOWEST ((REAL)__int_as_float(0xff800000))  // minus infinity
-
-__device__ REAL of_block(REAL value, REAL* shared, bool largest) {
-    for (int offset = 16; offset; offset >>= 1) {
-        REAL other = __shfl_xor_sync(ALL, value, offset);
-        value = largest ? max(value, other) : value + other;
-    }
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
-    __syncthreads();
-    REAL found = shared[0];
-    for (int warp = 1; warp < THREADS / 32; warp++) found = largest ? max(found, shared[warp]) : found + shared[warp];
-    __syncthreads();
-    return found;
-}
+#include "block.cu"
 
 // A row to a block, the first of them row `first` of `rows`: logits (words + tails) become ds, unless d_losses is 0. at
 // (tails, rows) is -1 where the target is not one of the tail's. A target without a column makes the loss NaN.
 extern "C" __global__ __launch_bounds__(THREADS) void score(
     REAL* logits, const REAL* bias, const REAL* cluster_bias, const long long* targets, const int* at, const REAL* d_losses,
     REAL* losses, long long words, long long tails, long long reversed, long long rows, long long first) {
-    __shared__ REAL shared[THREADS / 32], of_target;
+    __shared__ REAL shared[WARPS], of_target;
     long long row = first + blockIdx.x, target = targets[row], columns = words + tails;
     if (target >= words) target = -1;
     for (long long tail = 0; tail < tails; tail++)
@@ -39,13 +24,13 @@ extern "C" __global__ __launch_bounds__(THREADS) void score(
         logits[j] = value;
         most = max(most, value);
     }
-    most = of_block(most, shared, true);
+    most = largest_of_block(most, shared);
     for (long long j = threadIdx.x; j < columns; j += THREADS) {
         REAL value = exp(logits[j] - most);
         sum += value;
         logits[j] = value;
     }
-    sum = of_block(sum, shared, false);
+    sum = sum_of_block(sum, shared);
     if (threadIdx.x == 0) losses[row] = log(sum) - (of_target - most);
     if (!d_losses) return;
     REAL d_loss = d_losses[row];

@@ -2,31 +2,17 @@
 //
 //   log p_j = s_j - log Σ;  ds_j = (p_j - [j is the target]) dloss
 
-#define THREADS 256
-#define ALL 0xffffffffu
-
-__device__ REAL of_block(REAL value, REAL* shared, bool largest) {
-    for (int offset = 16; offset; offset >>= 1) {
-        REAL other = __shfl_xor_sync(ALL, value, offset);
-        value = largest ? max(value, other) : value + other;
-    }
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
-    __syncthreads();
-    REAL found = shared[0];
-    for (int warp = 1; warp < THREADS / 32; warp++) found = largest ? max(found, shared[warp]) : found + shared[warp];
-    __syncthreads();
-    return found;
-}
+#include "block.cu"
 
 extern "C" __global__ __launch_bounds__(THREADS) void loss_forward(
     const REAL* scores, const long long* targets, REAL* loss, REAL* log_p, long long words) {
-    __shared__ REAL shared[THREADS / 32];
+    __shared__ REAL shared[WARPS];
     const REAL* row = scores + blockIdx.x * words;
     REAL most = row[0], sum = 0;
     for (int j = threadIdx.x; j < words; j += THREADS) most = max(most, row[j]);
-    most = of_block(most, shared, true);
+    most = largest_of_block(most, shared);
     for (int j = threadIdx.x; j < words; j += THREADS) sum += exp(row[j] - most);
-    sum = log(of_block(sum, shared, false));
+    sum = log(sum_of_block(sum, shared));
     for (int j = threadIdx.x; j < words; j += THREADS) log_p[blockIdx.x * words + j] = row[j] - most - sum;
     if (threadIdx.x == 0) loss[blockIdx.x] = sum - (row[targets[blockIdx.x]] - most);
 }

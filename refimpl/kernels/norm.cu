@@ -2,23 +2,12 @@
 //
 //   dx = (dx̂ - mean(dx̂) - x̂ mean(dx̂ x̂)) / deviation with dx̂ = g dy;  dg = Σ dy x̂, db = Σ dy over rows, a column to a thread
 
-#define THREADS 256
-#define ALL 0xffffffffu
-
-__device__ REAL sum_of_block(REAL value, REAL* shared) {
-    for (int offset = 16; offset; offset >>= 1) value += __shfl_xor_sync(ALL, value, offset);
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
-    __syncthreads();
-    REAL total = 0;
-    for (int warp = 0; warp < THREADS / 32; warp++) total += shared[warp];
-    __syncthreads();
-    return total;
-}
+#include "block.cu"
 
 extern "C" __global__ __launch_bounds__(THREADS) void norm_forward(
     const REAL* x, const REAL* gain, const REAL* bias, REAL* y, REAL* normalized, REAL* inverse, long long width,
     double epsilon) {
-    __shared__ REAL shared[THREADS / 32];
+    __shared__ REAL shared[WARPS];
     long long start = blockIdx.x * width;
     REAL sum = 0;
     for (int i = threadIdx.x; i < width; i += THREADS) sum += x[start + i];
@@ -36,7 +25,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void norm_forward(
 
 extern "C" __global__ __launch_bounds__(THREADS) void norm_backward(
     const REAL* dy, const REAL* normalized, const REAL* inverse, const REAL* gain, REAL* dx, long long width) {
-    __shared__ REAL shared[THREADS / 32];
+    __shared__ REAL shared[WARPS];
     long long start = blockIdx.x * width;
     REAL sum = 0, product = 0;
     for (int i = threadIdx.x; i < width; i += THREADS) {

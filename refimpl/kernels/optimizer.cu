@@ -8,25 +8,13 @@
 // now, where it is given, holds what every update has anew: its number u, the rate r, 1 - β₁ᵘ, √(1 - β₂ᵘ).
 // The vector is cut into chunks, each within one tensor: starts (chunks + 1), tensors (chunks), firsts (tensors + 1) in chunks.
 
-#define THREADS 256
-
-__device__ REAL sum_of_block(REAL value, REAL* shared) {
-    shared[threadIdx.x] = value;
-    __syncthreads();
-    for (int half = THREADS / 2; half; half >>= 1) {
-        if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-        __syncthreads();
-    }
-    REAL total = shared[0];
-    __syncthreads();
-    return total;
-}
+#include "block.cu"
 
 extern "C" __global__ __launch_bounds__(THREADS) void squares(
     const REAL* g, const long long* starts, const int* firsts, long long tensors, double clip, long long each,
     const REAL* loss, double update, REAL* partial, REAL* factors, REAL* norm, double* failed, unsigned* done,
     const double* now) {
-    __shared__ REAL shared[THREADS];
+    __shared__ REAL shared[WARPS];
     __shared__ bool last;
     REAL sum = 0;
     for (long long i = starts[blockIdx.x] + threadIdx.x; i < starts[blockIdx.x + 1]; i += THREADS) sum += g[i] * g[i];

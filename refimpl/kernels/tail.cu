@@ -7,12 +7,10 @@
 // does not know. TILE rows beside TILE words are computed at once and never written: backward makes the logits again. What
 // sums over words is cut into pieces, of each tile of rows as many as there are blocks for, added up in their order.
 
-#define THREADS 256
+#include "block.cu"
 #define TILE 64
 #define STEP 8
 #define EACH 4  // rows, and words, of a thread: 16 apart
-#define ALL 0xffffffffu
-#define LOWEST ((REAL)__int_as_float(0xff800000))  // minus infinity
 
 // How `count` rows beside `words` words are shared out to `blocks`: piece p of tile t is block p tiles + t.
 struct Cut {

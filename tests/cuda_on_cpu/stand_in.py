@@ -6,6 +6,8 @@ With CI=true in the environment they fail instead: there the build is never miss
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cuda_on_cpu
@@ -29,3 +31,10 @@ if not HARDWARE:
 
 import cupy  # noqa: E402, F401 - nothing may import it before
 import cupyx  # noqa: E402, F401
+
+
+def under_asan(code: str) -> subprocess.CompletedProcess[str]:
+    """How Python code ends in a process of its own where accesses outside arrays are reported."""
+    environment = {**cuda_on_cpu.asan_environment(BUILD), "PYTHONPATH": str(Path(cuda_on_cpu.__file__).parent),
+                   "CUDA_ON_CPU_ASAN": "1"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)

@@ -1,7 +1,5 @@
 """Adaptive input and softmax on the device beside the textbook on the host: values, gradients, what they wait for, hold."""
 
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from stand_in import BUILD, cupy
+from stand_in import cupy, under_asan
 
 from refimpl import evaluation, model, optimizers, parameters, training, variants
 from refimpl.arrays import kernel_source
@@ -342,9 +340,6 @@ print("done")
     ("word < words ? table", "word <= words ? table", True),
 ])
 def test_an_overrun_by_one_is_caught(old, new, caught):
-    code = OVERRUN.format(old=old, new=new, tests=str(Path(__file__).parent))
-    environment = {**cuda_on_cpu.asan_environment(BUILD), "PYTHONPATH": str(Path(cuda_on_cpu.__file__).parent),
-                   "CUDA_ON_CPU_ASAN": "1"}
-    end = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    end = under_asan(OVERRUN.format(old=old, new=new, tests=str(Path(__file__).parent)))
     assert ("heap-buffer-overflow" in end.stderr) == caught, end.stderr[-2000:]
     assert (end.returncode == 0) == (not caught)

@@ -1,10 +1,12 @@
 """What a dry run says of a GPU's memory, beside what arrays hold there at the peak of updates."""
 
+import json
+
 import numpy as np
 import pytest
 from stand_in import cupy
 
-from refimpl import optimizers, parameters, training
+from refimpl import optimizers, parameters, room, training
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.device import attention, sizes
 
@@ -71,3 +73,26 @@ def test_the_estimate_is_within_10_per_cent_of_what_updates_hold(form, monkeypat
         assert told[purpose] > 0.01 * total
     assert total - told["saved"] < 0.9 * held.most
     assert total - told["scratch"] < 0.9 * held.most
+
+
+def test_a_dry_run_tells_the_devices_memory(command, tiny):
+    found = json.loads(command("train", *tiny, "--set", "model.vocabulary=64", "--dry-run", "--device", "gpu", "--json").out)
+    purposes = found["memory"]["by_purpose"].keys()
+    assert purposes == {"parameters", "gradients", "optimizer", "past", "saved", "scratch", "pool"}
+    assert found["memory"]["total"] == sum(found["memory"]["by_purpose"].values())
+    assert found["available_memory"] > 0
+    nowhere = command("train", *tiny, "--set", "model.vocabulary=64", "--dry-run", "--device", "gpu:9", "--json")
+    assert json.loads(nowhere.out)["available_memory"] is None
+    host = json.loads(command("train", *tiny, "--set", "model.vocabulary=64", "--dry-run", "--json").out)
+    assert "pool" not in host["memory"]["by_purpose"]
+
+
+def test_a_run_that_the_device_has_no_room_for_is_refused(command, text, tiny, tmp_path, monkeypatch):
+    given = ["train", "--data", text, "--out", tmp_path / "run", *tiny, "--device", "gpu"]
+    monkeypatch.setattr(room, "free_bytes", lambda name: 100_000 if name == "gpu" else None)
+    end = command(*given)
+    assert (end.code, end.out, end.err.count("\n")) == (2, "", 1)
+    assert "expected 0.1 MB of memory to be enough, got an estimate of" in end.err
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(room, "free_bytes", lambda name: 10**9)
+    assert command(*given).code == 0
