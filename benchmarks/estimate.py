@@ -53,10 +53,10 @@ class Run:
     def __init__(self, asked: Mapping[str, Any]) -> None:
         self._limit = ExitStack()
         self._limit.enter_context(limit_threads())
-        self._config = ModelConfig(**{**asked["model"], "zero_past": True})
-        self._train = TrainConfig(**{**asked["train"], "updates": UPDATES, "last_updates": 0, "evaluate_every": UPDATES - 1,
-                                     "checkpoint_every": UPDATES - 1})
-        count = (UPDATES + 1) * self._train.batch * self._train.block + self._train.batch
+        self._config, updates = ModelConfig(**{**asked["model"], "zero_past": True}), asked["updates"]
+        self._train = TrainConfig(**{**asked["train"], "updates": updates, "last_updates": 0, "evaluate_every": updates - 1,
+                                     "checkpoint_every": updates - 1})
+        count = (updates + 1) * self._train.batch * self._train.block + self._train.batch
         self._tokens = np.random.default_rng(0).integers(0, self._config.vocabulary, count).astype("uint16")
 
     def run(self) -> None:
@@ -80,10 +80,10 @@ class Run:
     def traced(self) -> int:
         """Peak bytes that Python and NumPy allocate for the first updates alone.
 
-        In tiles three of them; of the textbook, whose workers meet at their peaks but now and then, six.
+        In tiles as many as a run makes; of the textbook, whose workers meet at their peaks but now and then, twice as many.
         """
         tiled = accounting.Sizes(self._config, self._train, 1.0).tiled
-        train = replace(self._train, updates=UPDATES if tiled else 2 * UPDATES)
+        train = replace(self._train, updates=self._train.updates * (1 if tiled else 2))
         tracemalloc.start()
         p = parameters.initialize(self._config, 0, self._train.dtype)
         state, past = optimizers.initialize(self._train, p), initial_past(self._config, self._train.batch, p.vector)
@@ -93,20 +93,23 @@ class Run:
         return tracemalloc.get_traced_memory()[1]
 
 
-def start(case: tuple[dict[str, Any], dict[str, Any]], threads: int, kernels: str) -> Contender:
+def start(case: tuple[dict[str, Any], dict[str, Any]], threads: int, kernels: str, updates: int = UPDATES) -> Contender:
     """A run of that case in a process of its own."""
     environment = measure.our_environments(kernels)[measure.OURS]
-    return Contender(measure.OURS, "estimate:Run", dict(zip(("model", "train"), case, strict=True)), threads, environment)
+    settings_of_run = {"model": case[0], "train": case[1], "updates": updates}
+    return Contender(measure.OURS, "estimate:Run", settings_of_run, threads, environment)
 
 
 @click.command()
+@click.option("--updates", type=click.IntRange(2), default=UPDATES, show_default=True,
+              help="Of each run; the more, the more ways its workers meet in.")
 @measure.options()
-def main(threads: int, kernels: str, quick: bool, path: Path | None) -> None:
+def main(updates: int, threads: int, kernels: str, quick: bool, path: Path | None) -> None:
     """Prints estimate, measured peak and their ratio for three sizes."""
     made, rows = measure.machine(threads, kernels), []
     measure.print_machine(made)
     for name, case in (QUICK if quick else CASES).items():
-        with start(case, threads, kernels) as run:
+        with start(case, threads, kernels, updates) as run:
             estimate, memory = run.answer("estimate"), run.memory()
         told, peak = sum(estimate.values()), memory["peak"] - memory["before"]
         rows.append({"case": name, "model": asdict(ModelConfig(**case[0])), "train": case[1], "estimate": estimate,
