@@ -128,9 +128,8 @@ def _update_on_device(
     """The same on a GPU: in one part, alone without waiting for what comes of it; from a graph where the state has one."""
     rate, own, told = optimizers.learning_rate(train_config, state.updates + 1), share(ranks, len(tokens)), []
 
-    def add(loss: Array, g: Parameters) -> Array:
-        g.vector *= (own.stop - own.start) / len(tokens)
-        loss, every = _of_all_ranks(loss * ((own.stop - own.start) / len(tokens)), g, ranks, tell())
+    def add(out: model.Output, g: Parameters) -> Array:
+        loss, every = _of_all_ranks(*_combine([_Share(out, g, own)], len(tokens)), ranks, tell())
         told.append(every)
         return loss
 

@@ -198,8 +198,12 @@ class SecondOfTwo:
         return np.array([numbers, numbers], np.float64)
 
 
-def test_a_rank_begins_a_text_with_the_past_of_its_own_rows():
+def test_a_rank_begins_a_text_with_the_past_of_its_own_rows(monkeypatch):
+    begun, initial_past = [], model.initial_past
+    monkeypatch.setattr(model, "initial_past", lambda config, batch, like: begun.append(batch) or initial_past(
+        config, batch, like))
     p = parameters.initialize(CONFIG, 1)
-    state, tokens = optimizers.initialize(TRAIN, p), np.zeros((4, 8), int)
+    state, tokens = optimizers.initialize(TRAIN, p), np.zeros((5, 8), int)
     loop = training.run(p, state, CONFIG, TRAIN, iter([Piece(tokens, tokens, True)]), None, SecondOfTwo())
-    assert next(loop).past.shape[1] == 2
+    assert next(loop).past.shape[1] == 3
+    assert begun == [3]

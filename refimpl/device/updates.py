@@ -14,7 +14,7 @@ from refimpl.variants import core_for
 
 def update(
     p: Parameters, state: optimizers.State, config: ModelConfig, train_config: TrainConfig, tokens: Array, targets: Array,
-    past: Array, first: int = 0, add: Callable[[Array, Parameters], Array] | None = None,
+    past: Array, first: int = 0, add: Callable[[model.Output, Parameters], Array] | None = None,
 ) -> tuple[graphs.Made, graphs.Given]:
     """What training.update does on a GPU, and what it did that with.
 
@@ -29,7 +29,7 @@ def update(
         batch, block = given.tokens.shape
         masks = keep_masks(config, batch, block, train_config.seed, number, first, now=given.now)
         out, g = model.loss_and_gradients(p, config, given.tokens, given.targets, given.past, masks, core)
-        loss = out.loss if add is None else add(out.loss, g)
+        loss = out.loss if add is None else add(out, g)
         norm = optimizer.update(p, g, state, train_config, loss, given.now)
         return graphs.Made(loss, out.span_penalty, norm, out.past)
 

@@ -30,9 +30,9 @@ in [`equivalent.toml`](../tests/mutants/equivalent.toml), each with the reason.
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 LAYERS = sorted(f"layers.{path.stem}" for path in Path(planted.__file__).parents[1].glob("layers/[!_]*.py"))
 TARGETS = [*LAYERS, "variants", "model", "optimizers", "masks", "inputs", "training", "parameters", "arrays"]
-# they find words for a message, or the machine's threads
+# they find words for a message, or the machine's threads, or run on a GPU alone, as device/ does, with tests of their own
 SKIPPED = frozenset({"_first_nonfinite", "is_device", "array_module", "quiet", "_blas", "_pool", "available_cores",
-                     "map_in_threads", "wait"})
+                     "map_in_threads", "wait", "_update_on_device"})
 REMEMBERED = 12  # killers of a module's earlier changes, tried first on the next
 
 
