@@ -42,10 +42,9 @@ def describe(
 def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig, share: float = 1.0) -> dict[str, int]:
     """Bytes at the peak of an update, at the full past, where the longest span of each layer is `share` of S.
 
-    saved: what forward keeps for backward; scratch: the optimiser's two vectors and the temporary arrays of the largest
-    step, once for each worker that runs at the same time; validation: what scoring takes while these are kept for the next
-    update. All three are counted array by array as layers/ makes them. checkpoint: the copy that is written while training
-    goes on.
+    saved: what forward keeps for backward; scratch: the temporary arrays of the largest step, once for each worker that
+    runs at the same time; validation: what scoring takes while these are kept for the next update. All three are counted
+    array by array as layers/ makes them. checkpoint: the copy that is written while training goes on.
     """
     sizes, vector = Sizes(config, train_config, share), parameters.total(config)
     held = len(accumulators(train_config))
@@ -57,7 +56,7 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig, share: floa
         # the old one and the new one; of several workers each makes its part of the new one first
         "past": past * (2 + (sizes.workers > 1)) * ROUNDING,
         "saved": config.layers * sizes.saved_by_layer() + sizes.saved_by_output(),
-        "scratch": 2 * vector + sizes.scratch(),
+        "scratch": sizes.scratch(),
         "validation": _validation(config, train_config, share),
         "checkpoint": vector * (1.0 + held) * bool(train_config.checkpoint_every or train_config.evaluate_every),
     }

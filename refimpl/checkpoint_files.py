@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refimpl import __version__, durable, optimizers
-from refimpl.arrays import Array, Place, is_device, to_host
+from refimpl.arrays import Array, Place, to_host
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import InputError
 from refimpl.parameters import Parameters, specification
@@ -49,8 +49,6 @@ class Checkpoint:
         self.parameters = self.parameters.with_vector(place(self.parameters.vector))
         for kind, accumulated in self.optimizer.accumulators.items():
             self.optimizer.accumulators[kind] = accumulated.with_vector(place(accumulated.vector))
-        if is_device(self.parameters.vector):
-            self.optimizer.scratch = {}  # a step there needs none
         if self.past is not None:
             self.past = place(self.past)
 
@@ -143,7 +141,7 @@ def _assembled(folder: Path, manifest: Mapping[str, Any], to_train: bool) -> Che
         else:
             _held(folder / name, listed, *durable.digest(folder / name, listed["bytes"], _sized(listed)))
     p = _parameters(folder, config, train_config, content.pop("parameters.safetensors"), "")
-    state = optimizers.initialize(train_config, p) if to_train else optimizers.State(0, {}, {})
+    state = optimizers.initialize(train_config, p) if to_train else optimizers.State(0, {})
     state.updates = manifest["updates"]
     state.skipped, state.skipped_in_a_row = manifest.get("skipped", 0), manifest.get("skipped_in_a_row", 0)
     for kind in state.accumulators:

@@ -1,21 +1,26 @@
 """SGD with momentum, Adagrad and Adam as published, with clipping and warm-up: vector arithmetic on the flat vector.
 
-Everything happens in place; beyond the accumulators there are two scratch vectors, made once.
+Everything happens in place, in one pass: piece after piece, each small enough for a processor's cache, so that what stands
+between an equation's operations never leaves it. Pieces are spread over threads; bits depend on neither.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from refimpl.arrays import Array, module_of
+from refimpl.arrays import Array, available_cores, is_device, map_in_threads, module_of
 from refimpl.config import TrainConfig
 from refimpl.parameters import Parameters
 
 ACCUMULATORS = {"sgd": ("momentum",), "adagrad": ("squares",), "adam": ("mean", "squares")}
+PIECE = 1 << 17  # elements; four such arrays of float32 stay in a second-level cache of 2 MiB
+SHARE = 1 << 23  # elements for each thread: calling one for less is not worth it
 
 
 @dataclass
 class State:
-    """Accumulators by name, each like the parameters and 0 at first; the count of updates; scratch, not worth saving.
+    """Accumulators by name, each like the parameters and 0 at first; the count of updates.
 
     clipped: the share of tensors that the last update clipped; of all together 0 or 1. skipped: how many of the updates
     changed nothing, as they were not finite, and how many of them the last ones in a row.
@@ -25,7 +30,6 @@ class State:
 
     updates: int
     accumulators: dict[str, Parameters]
-    scratch: dict[str, Parameters] = field(repr=False)
     clipped: Array | float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -39,10 +43,21 @@ class State:
         return self.updates - self.skipped
 
 
+class Piece(NamedTuple):
+    """A part of the flat vector that lies in one tensor, if each is clipped; what its gradient is clipped by."""
+
+    here: slice
+    factor: Array | float
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(self.here.stop - self.here.start)
+
+
 def initialize(train_config: TrainConfig, p: Parameters) -> State:
     """The state before the first update."""
-    return State(0, {name: p.zeros_like() for name in accumulators(train_config)},
-                 {name: p.zeros_like() for name in ("gradient", "step")})
+    return State(0, {name: p.zeros_like() for name in accumulators(train_config)})
 
 
 def accumulators(train_config: TrainConfig) -> tuple[str, ...]:
@@ -69,16 +84,29 @@ def gradient_norm(g: Parameters) -> Array:
 def update(p: Parameters, g: Parameters, state: State, train_config: TrainConfig) -> None:
     """One update of p and state by the gradients g, which stay as they are."""
     state.updates += 1
-    state.clipped, state.skipped_in_a_row = 0.0, 0
-    rate = learning_rate(train_config, state.updates)
-    if train_config.optimizer == "adagrad" and train_config.clip_each:
-        # as published: clipping scales the tensor's rate, the accumulator sees the unclipped gradient
-        step = _adagrad_step(g, state, train_config)
-        state.clipped = _scale_each(step, g, train_config.clip)
+    state.skipped_in_a_row = 0
+    rate, step = learning_rate(train_config, state.updates), STEPS[train_config.optimizer]
+    # as published: clipping scales the tensor's rate, the accumulator sees the unclipped gradient
+    as_published = train_config.optimizer == "adagrad" and train_config.clip_each
+    pieces, state.clipped = _pieces(g, train_config)
+
+    def change(pieces: list[Piece]) -> None:
+        room = module_of(p.vector).empty((2, max(piece.size for piece in pieces)), p.vector.dtype)
+        for piece in pieces:
+            gradient, (scaled, out) = g.vector[piece.here], room[:, : piece.size]
+            if not as_published and train_config.clip:
+                gradient = module_of(gradient).multiply(gradient, piece.factor, out=scaled)
+            step(out, gradient, [each.vector[piece.here] for each in state.accumulators.values()], state, train_config)
+            if as_published and train_config.clip:
+                out *= piece.factor
+            out *= rate
+            p.vector[piece.here] -= out
+
+    threads = 1 if is_device(p.vector) else min(available_cores(), math.ceil(p.vector.size / SHARE))
+    if threads == 1:
+        change(pieces)
     else:
-        step = STEPS[train_config.optimizer](_clipped(g, state, train_config), state, train_config)
-    step.vector *= rate
-    p.vector -= step.vector
+        map_in_threads(change, [pieces[first::threads] for first in range(threads)], threads)
     clamp_spans(p)
 
 
@@ -89,75 +117,64 @@ def clamp_spans(p: Parameters) -> None:
         rho.clip(0, 1, out=rho)
 
 
-def _clipped(g: Parameters, state: State, train_config: TrainConfig) -> Parameters:
-    """g, or where a norm exceeds the limit c its copy scaled by c / norm: of each tensor, or of all together."""
-    if not train_config.clip:
-        return g
-    clipped = state.scratch["gradient"]
-    clipped.vector[...] = g.vector
-    if train_config.clip_each:
-        state.clipped = _scale_each(clipped, g, train_config.clip)
-    else:
-        factor = module_of(g.vector).minimum(1, train_config.clip / (gradient_norm(g) + 1e-6))
-        clipped.vector *= factor
-        state.clipped = factor < 1
-    return clipped
+def _pieces(g: Parameters, train_config: TrainConfig) -> tuple[list[Piece], Array | float]:
+    """The flat vector in pieces; the share of tensors that are clipped, of all together 0 or 1.
 
-
-def _scale_each(scaled: Parameters, g: Parameters, clip: float) -> Array | float:
-    """Each tensor of `scaled` times c / (norm + 1e-10) where the norm of g's tensor exceeds c; c = 0 leaves all.
-
-    Returns the share of tensors whose norm does.
+    What exceeds the limit c is scaled by c / norm, of each tensor or of all together; c = 0 leaves all.
     """
-    xp, over = module_of(g.vector), 0.0
-    for name in g if clip else ():
-        norm = xp.sqrt(xp.vdot(g[name], g[name]))
-        scaled[name] *= xp.where(norm > clip, clip / (norm + 1e-10), 1).astype(norm.dtype)
-        over = over + (norm > clip)
-    return over / len(g)
+    xp, clip, size = module_of(g.vector), train_config.clip, g.vector.size
+    if not clip:
+        return _cut(g, 0, size, 1.0), 0.0
+    if not train_config.clip_each:
+        factor = xp.minimum(1, clip / (gradient_norm(g) + 1e-6))
+        return _cut(g, 0, size, factor), factor < 1
+    pieces, over, start = [], 0.0, 0
+    for tensor in g.values():
+        norm = xp.sqrt(xp.vdot(tensor, tensor))
+        factor = xp.where(norm > clip, clip / (norm + 1e-10), 1).astype(norm.dtype)
+        pieces += _cut(g, start, start + tensor.size, factor)
+        over, start = over + (norm > clip), start + tensor.size
+    return pieces, over / len(g)
 
 
-def _sgd_step(g: Parameters, state: State, train_config: TrainConfig) -> Parameters:
+def _cut(g: Parameters, start: int, stop: int, factor: Array | float) -> list[Piece]:
+    """A range of the flat vector, on a GPU in one piece."""
+    most = stop - start if is_device(g.vector) else PIECE
+    return [Piece(slice(low, min(low + most, stop)), factor) for low in range(start, stop, most)]
+
+
+def _sgd_step(step: Array, g: Array, kept: list[Array], state: State, train_config: TrainConfig) -> None:
     """v ← m v + g; step v."""
-    step = state.scratch["step"]
-    if "momentum" not in state.accumulators:
-        step.vector[...] = g.vector
-        return step
-    velocity = state.accumulators["momentum"].vector
-    velocity *= train_config.momentum
-    velocity += g.vector
-    step.vector[...] = velocity
-    return step
+    for velocity in kept:
+        velocity *= train_config.momentum
+        velocity += g
+    step[...] = kept[0] if kept else g
 
 
-def _adagrad_step(g: Parameters, state: State, train_config: TrainConfig) -> Parameters:
+def _adagrad_step(step: Array, g: Array, kept: list[Array], state: State, train_config: TrainConfig) -> None:
     """G ← G + g²; step g / (√G + 1e-10). Duchi, Hazan & Singer, JMLR 12 (2011) 2121, with ε outside the root."""
-    xp, squares, step = module_of(g.vector), state.accumulators["squares"].vector, state.scratch["step"]
-    xp.multiply(g.vector, g.vector, out=step.vector)
-    squares += step.vector
-    xp.sqrt(squares, out=step.vector)
-    step.vector += 1e-10
-    xp.divide(g.vector, step.vector, out=step.vector)
-    return step
+    xp, (squares,) = module_of(g), kept
+    squares += xp.multiply(g, g, out=step)
+    xp.sqrt(squares, out=step)
+    step += 1e-10
+    xp.divide(g, step, out=step)
 
 
-def _adam_step(g: Parameters, state: State, train_config: TrainConfig) -> Parameters:
+def _adam_step(step: Array, g: Array, kept: list[Array], state: State, train_config: TrainConfig) -> None:
     """m ← β₁ m + (1 - β₁) g, v ← β₂ v + (1 - β₂) g²; step m̂ / (√v̂ + 1e-8). Kingma & Ba (arXiv 1412.6980), algorithm 1."""
-    xp, step, (beta1, beta2) = module_of(g.vector), state.scratch["step"], train_config.adam_betas
-    mean, squares = state.accumulators["mean"].vector, state.accumulators["squares"].vector
+    xp, (mean, squares), (beta1, beta2) = module_of(g), kept, train_config.adam_betas
     mean *= beta1
-    xp.multiply(g.vector, 1 - beta1, out=step.vector)
-    mean += step.vector
+    mean += xp.multiply(g, 1 - beta1, out=step)
     squares *= beta2
-    xp.multiply(g.vector, g.vector, out=step.vector)
-    step.vector *= 1 - beta2
-    squares += step.vector
-    xp.sqrt(squares, out=step.vector)
-    step.vector /= (1 - beta2**state.steps) ** 0.5
-    step.vector += 1e-8
-    xp.divide(mean, step.vector, out=step.vector)
-    step.vector /= 1 - beta1**state.steps
-    return step
+    xp.multiply(g, g, out=step)
+    step *= 1 - beta2
+    squares += step
+    xp.sqrt(squares, out=step)
+    step /= (1 - beta2**state.steps) ** 0.5
+    step += 1e-8
+    xp.divide(mean, step, out=step)
+    step /= 1 - beta1**state.steps
 
 
-STEPS = {"sgd": _sgd_step, "adagrad": _adagrad_step, "adam": _adam_step}
+STEPS: dict[str, Callable[[Array, Array, list[Array], State, TrainConfig], None]] = {
+    "sgd": _sgd_step, "adagrad": _adagrad_step, "adam": _adam_step}

@@ -55,7 +55,7 @@ def snapshot(saved: Checkpoint) -> Checkpoint:
     """A copy on the host that later updates leave as it is. The past is not copied: each update makes a new one."""
     state = saved.optimizer
     accumulators = {name: _copied(p) for name, p in state.accumulators.items()}
-    copied = optimizers.State(state.updates, accumulators, {}, skipped=state.skipped,
+    copied = optimizers.State(state.updates, accumulators, skipped=state.skipped,
                               skipped_in_a_row=state.skipped_in_a_row)
     past = None if saved.past is None else to_host(saved.past)
     return Checkpoint(saved.config, saved.train_config, _copied(saved.parameters), copied, copy.deepcopy(saved.progress),

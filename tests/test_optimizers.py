@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from refimpl import optimizers, parameters
+from refimpl.arrays import map_in_threads
 from refimpl.config import ModelConfig, TrainConfig
 
 CONFIG = ModelConfig(vocabulary=200, width=64, heads=4, layers=2, span=32, memory=64)
 KINDS = [("sgd", False), ("sgd", True), ("adagrad", False), ("adagrad", True), ("adam", False), ("adam", True)]
 
 
-def draw(optimizer="adam", **settings):
+def draw(optimizer="adam", config=CONFIG, **settings):
     train_config = TrainConfig(optimizer=optimizer, **settings)
-    p = parameters.initialize(CONFIG)
+    p = parameters.initialize(config)
     g = p.with_vector(np.random.default_rng(0).standard_normal(p.vector.size))
     return train_config, p, g, optimizers.initialize(train_config, p)
 
@@ -27,8 +28,10 @@ def test_the_rate_warms_up_from_the_first_update_and_falls_for_the_last():
 
 
 @pytest.mark.parametrize(("optimizer", "clip_each"), KINDS)
-def test_an_update_allocates_no_vector_and_leaves_the_gradient(optimizer, clip_each):
-    train_config, p, g, state = draw(optimizer, clip=0.5, clip_each=clip_each, momentum=0.9)
+def test_an_update_allocates_no_vector_and_leaves_the_gradient(monkeypatch, optimizer, clip_each):
+    monkeypatch.setattr(optimizers, "PIECE", 10_000)
+    large = replace(CONFIG, vocabulary=10_000)
+    train_config, p, g, state = draw(optimizer, large, clip=0.5, clip_each=clip_each, momentum=0.9)
     before = g.vector.copy()
     optimizers.update(p, g, state, train_config)
     tracemalloc.start()
@@ -38,6 +41,32 @@ def test_an_update_allocates_no_vector_and_leaves_the_gradient(optimizer, clip_e
     assert peak < p.vector.nbytes / 20
     np.testing.assert_array_equal(g.vector, before)
     assert state.updates == 2
+
+
+@pytest.mark.parametrize(("optimizer", "clip_each"), KINDS)
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_pieces_and_threads_do_not_change_a_bit(monkeypatch, optimizer, clip_each, clip):
+    """Once in one piece, once in some of which tensors are no multiples, on three threads."""
+    train_config, p, g, state = draw(optimizer, clip=clip, clip_each=clip_each, momentum=0.9)
+    whole, of_whole, threads = p.copy(), optimizers.initialize(train_config, p), []
+    optimizers.update(whole, g, of_whole, train_config)
+    optimizers.update(whole, g, of_whole, train_config)
+
+    def mapped(function, items, workers):
+        threads.append(workers)
+        return map_in_threads(function, items, workers)
+
+    monkeypatch.setattr(optimizers, "PIECE", 1000)
+    monkeypatch.setattr(optimizers, "SHARE", p.vector.size // 3 + 1)
+    monkeypatch.setattr(optimizers, "available_cores", lambda: 4)
+    monkeypatch.setattr(optimizers, "map_in_threads", mapped)
+    optimizers.update(p, g, state, train_config)
+    optimizers.update(p, g, state, train_config)
+    np.testing.assert_array_equal(p.vector, whole.vector)
+    assert state.clipped == of_whole.clipped
+    for name, kept in state.accumulators.items():
+        np.testing.assert_array_equal(kept.vector, of_whole.accumulators[name].vector)
+    assert threads == [3, 3]
 
 
 def test_adagrad_as_published_accumulates_the_unclipped_gradient():
