@@ -14,8 +14,8 @@ from refimpl.config import TrainConfig
 from refimpl.parameters import Parameters
 
 ACCUMULATORS = {"sgd": ("momentum",), "adagrad": ("squares",), "adam": ("mean", "squares")}
-PIECE = 1 << 17  # elements; four such arrays of float32 stay in a second-level cache of 2 MiB
-SHARE = 1 << 23  # elements for each thread: calling one for less is not worth it
+PIECE = 131_072  # elements; four such arrays of float32 stay in a second-level cache of 2 MiB
+SHARE = 8_388_608  # elements for each thread: calling one for less is not worth it
 
 
 @dataclass

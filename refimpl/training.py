@@ -82,6 +82,7 @@ def update(
     if is_device(p.vector):
         return _update_on_device(p, state, config, train_config, tokens, targets, past, ranks, tell)
     number, batch, own = state.updates + 1, len(tokens), share(ranks, len(tokens))
+    rate = optimizers.learning_rate(train_config, number)
     tokens, targets = tokens[own], targets[own]
     lent_p, lent_past = p.with_vector(lent(p.vector)), lent(past)
 
@@ -91,6 +92,7 @@ def update(
             return _Share(*_on_rows(model.loss_and_gradients, *given), rows)
 
     results = in_parts(compute, len(tokens), train_config.workers)
+    penalty = results[0].out.span_penalty
     with quiet():
         loss, g = _combine(results, batch)
         loss, told = _of_all_ranks(loss, g, ranks, tell())
@@ -99,26 +101,23 @@ def update(
         if not module_of(norm).isfinite(loss + norm):
             reason = (f"loss {float(loss)}, gradient norm {float(norm)}; first tensor that is not finite: "
                       f"{_first_nonfinite(p, g, [each.out for each in results], ranks)}")
-            before = Result(loss, results[0].out.span_penalty, past, norm, 0.0, tokens, targets, reason, told)
-            return _skipped(p, state, train_config, reason, before)
+            return _skipped(p, state, train_config, Result(loss, penalty, past, norm, rate, tokens, targets, reason, told))
         optimizers.update(p, g, state, train_config)
     pasts = [each.out.past for each in results]
     new_past = pasts[0] if len(pasts) == 1 else module_of(loss).concatenate(pasts, axis=1)
-    rate = optimizers.learning_rate(train_config, number)
-    return Result(loss, results[0].out.span_penalty, returned(new_past), norm, rate, tokens, targets,
-                  told=told)
+    return Result(loss, penalty, returned(new_past), norm, rate, tokens, targets, told=told)
 
 
-def _skipped(p: Parameters, state: optimizers.State, train_config: TrainConfig, reason: str, result: Result) -> Result:
+def _skipped(p: Parameters, state: optimizers.State, train_config: TrainConfig, result: Result) -> Result:
     """The update as one that only counts, the past emptied: what the segment left may not be finite, nor is it adjacent."""
-    number = state.updates + 1
+    number, reason = state.updates + 1, result.skipped
     if train_config.on_nonfinite != "skip":
         raise NonFiniteError(f"update {number}: {reason}")
     if state.skipped_in_a_row + 1 >= SKIPS_IN_A_ROW:
         raise NonFiniteError(f"update {number}, the last of {SKIPS_IN_A_ROW} in a row: {reason}")
     state.updates, state.skipped, state.skipped_in_a_row = number, state.skipped + 1, state.skipped_in_a_row + 1
     past = model.initial_past(p.config, len(result.tokens), p.vector)
-    return result._replace(past=past, learning_rate=optimizers.learning_rate(train_config, number))
+    return result._replace(past=past)
 
 
 def _update_on_device(

@@ -123,6 +123,8 @@ def test_the_loop_ends_at_the_last_update_and_empties_the_past_at_a_restart():
     (lambda p: p["output.bias"].__setitem__(3, np.inf), "parameter output.bias"),
     (lambda p: p["input.table"].__imul__(1e200), "input of layers.1"),
     (lambda p: p["output.table"].__imul__(1e308), "token loss"),
+    (lambda p: p["output.bias"].__setitem__(slice(None), [-1e308, 1e308] * (CONFIG.vocabulary // 2)), "token loss"),
+    (lambda p: p["output.table"].__imul__(1e160), "gradient norm"),
 ])
 def test_a_loss_that_is_not_finite_stops_before_anything_changes(spoil, name):
     p, segment = parameters.initialize(CONFIG, 1), next(pieces(1))
