@@ -105,7 +105,7 @@ def train(
     if not session.ranks.rank:
         _tell_passed_over(run.saved.passed_over, str(run.saved.path))
     run.time_limit = time_limit
-    later = jobs.later_shortage(run.saved, device)
+    later = jobs.later_shortage(run.saved, device, session.ranks)
     if later and not session.ranks.rank:
         console.note(f"refimpl: should every span grow to its end: {later}")
     terminal.train(run, unit, evaluate, as_json)

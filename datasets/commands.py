@@ -42,6 +42,8 @@ def data_fetch(
 
     if url is not None and given is not None:
         raise InputError("--url and --from: expected one of them, got both")
+    if str(given).lower().startswith(("http:/", "https:/")):  # a path's double slash is one
+        raise InputError("--from: expected a file, got an address, which --url takes")
     with TransferMeter() as meter:
         result = texts.fetch_text(name, out, store_folder(store), url, given, decimal, meter)
     console.show(result, console.fetched_text(result), as_json)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from refimpl import durable
 from refimpl.datasets.archives import opened
 from refimpl.datasets.download import Patience, download
 from refimpl.datasets.held import Held, Meter, check_file, chunks_of
@@ -41,7 +42,7 @@ def fetch(
             else:
                 given = _checked(item, given)
             _write_splits(item, given, fresh, meter)
-            fresh.rename(folder)
+            _place(fresh, folder)
     except OSError as error:
         raise InputError(f"{folder}: expected a folder that can be written, with room for the archive and "
                          f"{_largest(item) / 1e6:,.0f} MB of text, got {error.strerror or error}") from error
@@ -89,10 +90,18 @@ def write_decimal(item: Item, folder: Path) -> Path:
                         held.add(chunk)
                         file.write(chunk)
                 held.end()
-            fresh.rename(place)
+            _place(fresh, place)
     except OSError as error:
         raise InputError(f"{place}: expected a folder that can be written, got {error.strerror or error}") from error
     return place
+
+
+def _place(fresh: Path, folder: Path) -> None:
+    """A finished folder under its name, on the disk with all its files."""
+    for path in (*fresh.iterdir(), fresh):
+        durable.sync(path)
+    fresh.rename(folder)
+    durable.sync(folder.parent)
 
 
 def check_decimal(item: Item) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl import __version__, checkpoint, optimizers, runs, settings
+from refimpl import __version__, checkpoint, durable, optimizers, runs, settings
 from refimpl.checkpoint import Checkpoint
 from refimpl.computing import computing
 from refimpl.config import DataConfig, ModelConfig, TrainConfig
@@ -190,7 +190,7 @@ def _write_run(folder: Path, saved: Checkpoint, data: DataConfig) -> Path:
     there = folder.exists()
     try:
         path = checkpoint.save(folder, saved)
-        (folder / "config.toml").write_text(settings.to_toml(saved.config, saved.train_config, data), encoding="utf-8")
+        durable.replace(folder / "config.toml", settings.to_toml(saved.config, saved.train_config, data))
     except BaseException:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / "config.toml").unlink(missing_ok=True)

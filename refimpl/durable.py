@@ -35,9 +35,9 @@ def written(file: io.FileIO, part: memoryview) -> int:
     return file.write(part)
 
 
-def sync(folder: Path) -> None:
-    """Makes a folder's own entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Makes what a file holds durable, or a folder's own entries."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -111,17 +111,17 @@ def open_run(request: Request, resume: bool, ranks: Ranks = ALONE) -> Opened:
     config = settings.model_config({**tables["model"], "vocabulary": size})
     batches = _batches(corpus, train_config)
     _check_validation(corpus)
-    room.check(config, train_config, config.span_initial, *room.of(request.device))
+    room.check(config, train_config, config.span_initial, *room.of(request.device, ranks))
     _check_device(request, config, train_config)
     run = runs.begin(folder, config, train_config, data, batches, corpus.vocabulary.to_json(), corpus.sha256,
                      ranks)
     return _opened(run, corpus, request)
 
 
-def later_shortage(saved: checkpoint.Checkpoint, device: str) -> str:
+def later_shortage(saved: checkpoint.Checkpoint, device: str, ranks: Ranks = ALONE) -> str:
     """What to tell of a run that fits as it begins but not with every span full; "" if it does, or if spans are fixed."""
     adaptive = saved.config.adaptive_span
-    return room.shortage(saved.config, saved.train_config, 1.0, *room.of(device)) if adaptive else ""
+    return room.shortage(saved.config, saved.train_config, 1.0, *room.of(device, ranks)) if adaptive else ""
 
 
 def _check_validation(corpus: Corpus) -> None:
@@ -154,7 +154,7 @@ def _gone_on_with(request: Request, folder: Path, ranks: Ranks) -> Opened:
         runs.changed(saved, data, given)
     else:
         saved = checkpoint.load(folder)
-        room.check(saved.config, saved.train_config, _longest_span(saved), *room.of(request.device))
+        room.check(saved.config, saved.train_config, _longest_span(saved), *room.of(request.device, ranks))
         data = absolute(run_data(folder, saved, request.data_path))
         runs.changed(saved, data, given)
         corpus = open_corpus(data, request.store, vocabulary_of(saved))

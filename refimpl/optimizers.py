@@ -44,10 +44,10 @@ class State:
 
 
 class Piece(NamedTuple):
-    """A part of the flat vector that lies in one tensor, if each is clipped; what its gradient is clipped by."""
+    """A part of the flat vector, within one tensor where each is clipped; what its gradient is scaled by, if by anything."""
 
     here: slice
-    factor: Array | float
+    factor: Array | None
 
     @property
     def size(self) -> int:
@@ -94,10 +94,10 @@ def update(p: Parameters, g: Parameters, state: State, train_config: TrainConfig
         room = module_of(p.vector).empty((2, max(piece.size for piece in pieces)), p.vector.dtype)
         for piece in pieces:
             gradient, (scaled, out) = g.vector[piece.here], room[:, : piece.size]
-            if not as_published and train_config.clip:
+            if piece.factor is not None and not as_published:
                 gradient = module_of(gradient).multiply(gradient, piece.factor, out=scaled)
             step(out, gradient, [each.vector[piece.here] for each in state.accumulators.values()], state, train_config)
-            if as_published and train_config.clip:
+            if piece.factor is not None and as_published:
                 out *= piece.factor
             out *= rate
             p.vector[piece.here] -= out
@@ -124,7 +124,7 @@ def _pieces(g: Parameters, train_config: TrainConfig) -> tuple[list[Piece], Arra
     """
     xp, clip, size = module_of(g.vector), train_config.clip, g.vector.size
     if not clip:
-        return _cut(g, 0, size, 1.0), 0.0
+        return _cut(g, 0, size, None), 0.0
     if not train_config.clip_each:
         factor = xp.minimum(1, clip / (gradient_norm(g) + 1e-6))
         return _cut(g, 0, size, factor), factor < 1
@@ -137,9 +137,9 @@ def _pieces(g: Parameters, train_config: TrainConfig) -> tuple[list[Piece], Arra
     return pieces, over / len(g)
 
 
-def _cut(g: Parameters, start: int, stop: int, factor: Array | float) -> list[Piece]:
+def _cut(g: Parameters, start: int, stop: int, factor: Array | None) -> list[Piece]:
     """A range of the flat vector, on a GPU in one piece."""
-    most = stop - start if is_device(g.vector) else PIECE
+    most = g.vector.size if is_device(g.vector) else PIECE
     return [Piece(slice(low, min(low + most, stop)), factor) for low in range(start, stop, most)]
 
 
@@ -148,7 +148,8 @@ def _sgd_step(step: Array, g: Array, kept: list[Array], state: State, train_conf
     for velocity in kept:
         velocity *= train_config.momentum
         velocity += g
-    step[...] = kept[0] if kept else g
+        g = velocity
+    step[...] = g
 
 
 def _adagrad_step(step: Array, g: Array, kept: list[Array], state: State, train_config: TrainConfig) -> None:

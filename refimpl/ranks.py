@@ -6,6 +6,7 @@ message comes first: for a given number of ranks they are the same bits in every
 
 import json
 import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Protocol
@@ -17,6 +18,7 @@ from refimpl.arrays import Array, is_device, module_of, to_host
 from refimpl.errors import CalledFailedError, InputError
 from refimpl.nccl import ID_BYTES, Nccl
 
+PASSED_ON = 0.5  # seconds
 EXTRA = "pip install 'refimpl[mpi]'"
 # rank and size, as the launchers tell them: MPICH, Intel MPI and Slurm's pmi2; Open MPI; MVAPICH; Slurm's pmix
 LAUNCHERS = (("PMI_RANK", "PMI_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -40,6 +42,10 @@ class Ranks(Protocol):
     def number_here(self) -> int:
         """Its number among them."""
 
+    @property
+    def here(self) -> int:
+        """How many they are."""
+
     def threads(self) -> int | None:
         """How many threads each rank has; None = nobody shares its cores."""
 
@@ -59,7 +65,7 @@ class Ranks(Protocol):
 class Alone:
     """A process that was started by itself."""
 
-    rank, size, first_here, number_here = 0, 1, True, 0
+    rank, size, first_here, number_here, here = 0, 1, True, 0, 1
 
     def threads(self) -> None:
         """All cores are its own."""
@@ -90,7 +96,7 @@ class Mpi:
         self._mpi, self._world = mpi, world
         self.rank, self.size = int(world.rank), int(world.size)
         self._here = world.Split_type(mpi.COMM_TYPE_SHARED)  # those on this machine
-        self.number_here = int(self._here.rank)
+        self.number_here, self.here = int(self._here.rank), int(self._here.size)
         self.first_here = self.number_here == 0
         self._received = np.empty(0, np.uint8)
         self._on_device: Nccl | None = None
@@ -154,7 +160,8 @@ class Mpi:
         return whole
 
     def abort(self, code: int) -> NoReturn:
-        """MPI_Abort."""
+        """MPI_Abort, once the launcher has had time to pass on what this rank wrote: when it is gone that may be lost."""
+        time.sleep(PASSED_ON)
         self._world.Abort(code)
         raise SystemExit(code)  # where MPI comes back from it
 

@@ -1,7 +1,9 @@
 """Whether a run fits into the memory that is there, and if not, what to change."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 from refimpl import ram
 from refimpl.accounting import bytes_by_purpose
@@ -9,16 +11,30 @@ from refimpl.config import ModelConfig, TrainConfig
 from refimpl.device import sizes
 from refimpl.device.opening import free_bytes, number_of
 from refimpl.errors import InputError
+from refimpl.ranks import ALONE, Ranks
 
 SMALLEST_BLOCK, SMALLEST_SPAN = 16, 16
 Count = Callable[[ModelConfig, TrainConfig, float], Mapping[str, int]]  # bytes by purpose, as accounting's
 
 
-def of(device: str) -> tuple[int | None, Count]:
-    """How many bytes are there where memory will be taken, None if nobody knows, and how it is counted."""
-    if number_of(device) is None:
-        return ram.available(), bytes_by_purpose
-    return free_bytes(device), sizes.bytes_by_purpose
+def of(device: str, ranks: Ranks = ALONE) -> tuple[int | None, Count]:
+    """How many bytes are there where memory will be taken, None if nobody knows, and how it is counted.
+
+    Ranks on one machine share its memory, each with parameters of its own and its rows; of GPUs each has one.
+    """
+    if number_of(device) is not None:
+        return free_bytes(device), partial(of_ranks, sizes.bytes_by_purpose, ranks.size, 1)
+    return ram.available(), partial(of_ranks, bytes_by_purpose, ranks.size, ranks.here)
+
+
+def of_ranks(
+    count: Count, ranks: int, here: int, config: ModelConfig, train_config: TrainConfig, share: float
+) -> Mapping[str, int]:
+    """What `count` tells of one of so many ranks, of which some take it here; sums: what others' gradients arrive in."""
+    if ranks == 1:
+        return count(config, train_config, share)
+    memory = count(config, replace(train_config, batch=math.ceil(train_config.batch / ranks)), share)
+    return {purpose: here * size for purpose, size in {**memory, "sums": memory["parameters"]}.items()}
 
 
 def shortage(

@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import estimate
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from refimpl import accounting, model, operations, parameters, ram, room, settings
 from refimpl.config import ModelConfig, TrainConfig
+from refimpl.device import sizes
 from refimpl.errors import InputError
 from refimpl.layers import windows
 
@@ -136,6 +138,21 @@ def test_what_does_not_fit_is_told_with_settings_that_do():
     assert room.shortage(config, more, 0.0, available)
     with pytest.raises(InputError, match=r"this run: expected 24\.0 GB of memory"):
         room.check(config, train, 0.0, available)
+
+
+def test_ranks_share_a_machine_and_have_a_gpu_each():
+    """Four ranks, two of them here: each has all parameters, a quarter of the rows, and what gradients arrive in."""
+    config, train = enwik8()
+    train = replace(train, batch=22)
+    rows = replace(train, batch=6)
+    ranks = SimpleNamespace(size=4, here=2)
+    _, count = room.of("cpu", ranks)
+    own = accounting.bytes_by_purpose(config, rows, 0.5)
+    own["sums"] = own["parameters"]
+    assert count(config, train, 0.5) == {purpose: 2 * size for purpose, size in own.items()}
+    own = sizes.bytes_by_purpose(config, rows, 0.5)
+    assert room.of_ranks(sizes.bytes_by_purpose, 4, 1, config, train, 0.5) == {**own, "sums": own["parameters"]}
+    assert room.of("cpu")[1](config, train, 0.5) == accounting.bytes_by_purpose(config, train, 0.5)
 
 
 def test_what_fits_or_nobody_knows_is_no_shortage():

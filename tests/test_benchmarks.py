@@ -34,6 +34,7 @@ SCRIPTS = [
      {"refimpl", "torch eager", "jax.jit", "textbook"}),
     ("adaptive_softmax.py", [], 2, {"refimpl", "refimpl's textbook", "AdaptiveLogSoftmaxWithLoss"}),
     ("generate.py", ["--tokens", "2"], 1, {"refimpl", "torch eager"}),
+    ("optimizer.py", [], 3, {"refimpl", "torch", "torch, fused"}),
 ]
 
 

@@ -158,6 +158,7 @@ def test_errors_of_fetching(small, copy, command, tmp_path, monkeypatch):
     failed(command("data", "fetch", "enwik8", "--out", out), 3, "http://127.0.0.1:1/enwik8.zip", "no network", "--from")
     failed(command("data", "fetch", "enwik8", "--url", "file:///x", "--out", out), 2, "--url", "http://")
     failed(command("data", "fetch", "enwik8", "--url", "http://x/y", "--from", copy), 2, "--url and --from: expected one")
+    failed(command("data", "fetch", "enwik8", "--from", "HTTPS://x/y"), 2, "--from: expected a file, got an address, which")
     failed(command("data", "fetch", "enwik8", "--decimal", "--from", copy, "--out", out), 2, "--decimal: expected enwik8")
     copy.write_bytes(TEXT[:-1] + b"!")
     failed(command("data", "fetch", "enwik8", "--from", copy, "--out", tmp_path / "more"), 2, "expected SHA-1", "got")

@@ -3,14 +3,13 @@
 import json
 import resource
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import published
 import pytest
 import torch
 
-from refimpl import checkpoint, convert, model
+from refimpl import checkpoint, convert, durable, model
 from refimpl.config import DataConfig
 from refimpl.datasets.batches import every_token_once
 from refimpl.datasets.corpus import open_corpus
@@ -238,7 +237,7 @@ def test_a_disk_that_is_full_leaves_nothing(command, trained, tmp_path, monkeypa
     def full(self, *_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(durable, "replace", full)
     end = command("convert", "safetensors", tmp_path / "a", "--out", tmp_path / "new")
     assert (end.code, "No space left" in end.err) == (2, True)
     assert not (tmp_path / "new").exists()

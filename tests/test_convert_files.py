@@ -241,11 +241,17 @@ def test_an_optimizers_state_that_does_not_fit_is_refused():
     config = BASELINE.config()
     tensors = published.tensors(BASELINE)
     assert torch_state.read(state_of(tensors), tensors, config).updates == 2
+    assert torch_state.read(state_of(tensors, eps=1e-10, lr_decay=0, maximize=False), tensors, config).updates == 2
     turned = OrderedDict(reversed(tensors.items()))
     wrong = [
         (state_of(turned), "expected float32"), ({}, "param_groups of one group"), (None, "param_groups"),
         (state_of(tensors, params=[0, 1]), "expected the state of 28 parameters in one group, got a group of 2"),
-        (state_of(tensors, params=[[0]]), "param_groups"), (state_of(tensors, weight_decay=0.1), "weight decay"),
+        (state_of(tensors, params=[[0]]), "param_groups"),
+        (state_of(tensors, weight_decay=0.1), "weight_decay: expected none, got 0.1"),
+        (state_of(tensors, lr_decay=1e-3), r"lr_decay: expected none, got 0.001 \(--no-optimizer leaves the state\)"),
+        (state_of(tensors, maximize=True), "maximize: expected none, got True"),
+        (state_of(tensors, eps=1e-8), r"eps: expected 1e-10, got 1e-08 \(--no-optimizer"),
+        (state_of(tensors, eps="small"), "eps: expected a number, got 'small'"),
         (state_of(tensors, lr="fast"), "lr: expected a number, got 'fast'"),
         (state_of(tensors, lr=float("nan")), "lr: expected a number, got 'nan'"),
     ]
@@ -258,6 +264,7 @@ def test_an_optimizers_state_that_does_not_fit_is_refused():
     adam = state_of(tensors, betas=0.9)
     adam["state"] = {i: {"step": 2, "exp_avg": each["sum"], "exp_avg_sq": each["sum"]} for i, each in adam["state"].items()}
     wrong.append((adam, "betas: expected two numbers, got '0.9'"))
+    wrong.append(({**adam, "param_groups": [{**adam["param_groups"][0], "eps": 1e-10}]}, "eps: expected 1e-08, got 1e-10"))
     other["state"] = {i: {"square_avg": 1} for i in other["state"]}
     two = state_of(tensors)
     two["param_groups"] *= 2

@@ -124,7 +124,7 @@ all_rows, bounds = np.arange(2 * 6 * 5.0).reshape(2, 6, 5), (0, 1, 3, 6)
 whole = group.to_first(all_rows[:, bounds[group.rank] : bounds[group.rank + 1]])
 assert whole is None if group.rank else np.array_equal(whole, all_rows)
 assert group.stacked([group.rank]).tolist() == [[0], [1], [2]]
-assert group.size == 3 and group.first_here == (group.rank == 0)
+assert group.size == group.here == 3 and group.first_here == (group.rank == 0)
 assert ranks.differences(group, {"a": group.rank // 2}) == "a 0 on rank 0, 1 on rank 2"
 from refimpl import cores
 assert group.threads() == max(1, cores.available() // 3)

@@ -34,7 +34,7 @@ class Meeting:
 class Simulated:
     """refimpl.ranks.Ranks among threads."""
 
-    first_here = True
+    first_here, here = True, 1
 
     def __init__(self, meeting: Meeting, rank: int) -> None:
         self.meeting, self.rank, self.size = meeting, rank, len(meeting.slots)

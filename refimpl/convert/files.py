@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl import durable
 from refimpl.arrays import Array, to_host
 from refimpl.convert.names import listed
 from refimpl.errors import InputError, OutsideError
@@ -131,7 +132,7 @@ def _to_arrays(torch: Any, content: Any, where: str) -> Any:
 
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside the path and renames, so that the file is whole or absent."""
+    """Writes beside the path and renames, so that the file is whole or absent, and on the disk when this returns."""
     if path.exists():
         raise InputError(f"{path}: expected a new file's name, got one that exists")
     try:
@@ -139,6 +140,8 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="writing-") as workplace:
             aside = Path(workplace, "whole")
             write(aside)
+            durable.sync(aside)
             aside.rename(path)
+        durable.sync(path.parent)
     except OSError as error:
         raise OutsideError(f"{path}: expected a file that can be written, got {error.strerror or error}") from error

@@ -19,6 +19,9 @@ from refimpl.parameters import Parameters, specification
 
 KINDS = {"adagrad": {"squares": "sum"}, "adam": {"mean": "exp_avg", "squares": "exp_avg_sq"}}  # ours: PyTorch's
 
+EPSILON = {"adagrad": 1e-10, "adam": 1e-8}
+LEAVE = "--no-optimizer leaves the state"
+
 
 class OptimizerState(NamedTuple):
     """`kind` as in train.optimizer, updates done, our accumulators by name, and what of [train] the state tells."""
@@ -53,8 +56,7 @@ def read(entry: Any, tensors: Mapping[str, Array], config: ModelConfig) -> Optim
     if kind is None:
         raise InputError("optimizer: expected the state of Adagrad (sum) or Adam (exp_avg, exp_avg_sq), got "
                          f"{', '.join(sorted(map(str, state[numbers[0]])))}")
-    if group.get("weight_decay") or group.get("amsgrad"):
-        raise InputError("optimizer: expected neither weight decay nor AMSGrad, got one of them")
+    _check_rule(kind, group)
     accumulators = {}
     for ours, theirs in KINDS[kind].items():
         by_name = {name: state[number][theirs] for name, number in zip(order, numbers, strict=True)}
@@ -64,6 +66,16 @@ def read(entry: Any, tensors: Mapping[str, Array], config: ModelConfig) -> Optim
                 raise InputError(f"optimizer, {theirs} of {name}: expected {wanted}, got {came}")
         accumulators[ours] = from_adaptive_span(by_name, config)
     return OptimizerState(kind, _updates([state[number] for number in numbers]), accumulators, _train(kind, group))
+
+
+def _check_rule(kind: str, group: Mapping[str, Any]) -> None:
+    """Raises InputError where the group's rule is not ours: what has no weight decay, no decay of its own, and our ε."""
+    for name in ("weight_decay", "amsgrad", "lr_decay", "maximize"):
+        if group.get(name):
+            raise InputError(f"optimizer, {name}: expected none, got {str(group[name])[:40]} ({LEAVE})")
+    epsilon = _number("eps", group.get("eps", EPSILON[kind]))
+    if epsilon != EPSILON[kind]:
+        raise InputError(f"optimizer, eps: expected {EPSILON[kind]:g}, got {epsilon:g} ({LEAVE})")
 
 
 def _parts(entry: Any) -> tuple[Mapping[str, Any], Mapping[Any, Mapping[str, Any]]]:
