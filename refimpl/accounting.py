@@ -1,5 +1,6 @@
 """What a configuration will take, told before anything is allocated: parameters, bytes by purpose, operations per token."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -181,12 +182,14 @@ class Sizes(Update):
         return layer + memory + tables + config.span * config.head_width
 
     def _tiles(self) -> float:
-        """Every thread's own arrays: two blocks of tiles, products of them, and one text's rows of one head."""
+        """Every thread's own arrays: two blocks of tiles, products of them, and the rows of one head of texts in a block."""
         if not self.tiled:
             return 0.0
         config, block = self.config, self.train.block
         window = operations.window(config, self.share)
         slots = config.memory if config.variant == "all-attention" else 0
-        at = cut(block, window, window, slots, config.attend_self, TILING)
+        texts = math.ceil(self.train.batch / self.workers)
+        parts = TILING.parts(texts, config.context_heads, texts * block * (window + slots))
+        at = cut(block, window, window, slots, config.attend_self, TILING, math.ceil(texts / parts))
         blocks = 2 * at.stack * at.rows * (at.width + slots) + at.stack * at.width * config.head_width
-        return available_cores() * (blocks + 12 * (block + window) * config.head_width)
+        return available_cores() * at.texts * (blocks + 12 * (block + window) * config.head_width)

@@ -34,13 +34,15 @@ assert_close, assert_identical = draws.assert_close, draws.assert_identical
 
 FULL = Case(seed=1, batch=2, block=5, past=2, size=4, heads=3, width=2, slots=3, ramp=2, spans="random",
             positions="relative", dropout=0.4)
+TWO = replace(FULL, batch=5)
 KINK = replace(FULL, seed=4, size=8, past=9, spans="kink", positions="transformer-xl", dropout=0.0)
 LONG = Case(seed=2, batch=2, block=300, past=40, size=190, heads=2, width=4, slots=70, ramp=8, spans="random",
             positions="relative")
-SMALL = Tiling(rows=2, elements=40, workers=2, tasks=4)
+SMALL = Tiling(rows=2, elements=40, workers=2, tasks=4, task=1)
+TOGETHER = Tiling(rows=2, elements=300, workers=2, tasks=4, task=200)  # several texts in a block, and several blocks
 
 tilings = st.builds(Tiling, st.sampled_from([1, 2, 3, 128]), st.sampled_from([1, 60, 300_000]), st.integers(1, 3),
-                    st.sampled_from([1, 4, 16]))
+                    st.sampled_from([1, 4, 16]), st.sampled_from([1, 150, 150_000]))
 
 
 def cases(**held):
@@ -69,7 +71,8 @@ def of_case(case):
 @given(cases(), tilings)
 @example(Case(), TILING)
 @example(FULL, SMALL)
-@example(FULL, Tiling(1, 1, 1, 1))
+@example(TWO, TOGETHER)
+@example(FULL, Tiling(1, 1, 1, 1, 1))
 @example(replace(FULL, epsilon=1e-8), SMALL)
 @example(KINK, SMALL)
 @example(replace(KINK, epsilon=0.1, slots=0), SMALL)
@@ -92,7 +95,7 @@ def drawn_in_tiles(case):
 @given(cases(dropout=0.4), tilings)
 @example(FULL, SMALL)
 @example(replace(FULL, slots=0, past=3), SMALL)
-@example(replace(FULL, block=1), Tiling(1, 1, 1, 1))
+@example(replace(FULL, block=1), Tiling(1, 1, 1, 1, 1))
 @example(replace(FULL, spans="zero", size=SKIPPED + 50, past=9), SMALL)
 @examples
 def test_masks_drawn_in_tiles_are_those_that_the_textbook_draws(case, tiling):
@@ -112,7 +115,7 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("tiling", [TILING, Tiling(48, 9000, 2, 2)], ids=["default", "small"])
+@pytest.mark.parametrize("tiling", [TILING, Tiling(48, 9000, 2, 2, 1)], ids=["default", "small"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_many_tiles_are_the_textbook(form, tiling):
     """With past 0 and no slots the first row sees nothing: 0, and no gradient."""
@@ -289,8 +292,9 @@ def changed(**changes):
 
 def windows_overwritten(_):
     def wrong(total, products, step, start):
-        for number, window in enumerate(products):
-            total[start + number * step :][: len(window)] = window
+        for tile in range(products.shape[1]):
+            first = (start + tile) * step
+            total[:, first : first + products.shape[2]] = products[:, tile]
 
     return wrong
 
@@ -312,9 +316,11 @@ PLANTS = {
     "windows overwritten": ((tiled_gradients,), "_add_windows", windows_overwritten, FULL),
     "r of another row": ((tiled_gradients,), "_softmax_backward", lambda right: lambda d, exponentials, total, *rest: right(
         d, exponentials, np.roll(total, 1, 0), *rest), KINK),
-    "another mask in backward": ((tiled_gradients,), "kept", changed(context=lambda keep: keep[:, ::-1]), FULL),
-    "persistent slots' masks reversed": ((tiled_logits,), "padded", padding_of(
-        "keep memory", lambda rows, *rest: (rows[:, ::-1], *rest)), FULL),
+    "another mask in backward": ((tiled_gradients,), "kept", changed(context=lambda keep: keep[:, :, ::-1]), FULL),
+    "persistent slots' masks reversed": (BOTH_HEADS, "kept", changed(memory=lambda keep: keep[:, ::-1]), FULL),
+    "a text's mask for another": (BOTH_HEADS, "kept", changed(context=lambda keep: keep[::-1]), TWO),
+    "a text's keys for another": ((tiled_logits,), "padded", padding_of(
+        "keys", lambda rows, *rest: (rows[::-1], *rest)), TWO),
     "keys of the future": ((tiled_logits,), "padded", padding_of(
         "keys", lambda rows, length, start: (rows, length, start - 1)), FULL),
 }
@@ -328,7 +334,7 @@ def test_a_planted_error_is_caught(monkeypatch, name):
         if case is None:
             test_a_position_of_weight_0_may_have_any_logit("float32", 160)
         else:
-            test_values_and_gradients_are_the_textbooks.hypothesis.inner_test(case, SMALL)
+            test_values_and_gradients_are_the_textbooks.hypothesis.inner_test(case, TOGETHER if case is TWO else SMALL)
 
     check()
     for module in modules:
@@ -376,13 +382,13 @@ def test_a_past_that_no_head_reaches_is_left_out(form, needed):
     (-2, 6), (-2, 2), (-3, 4), (-4, 1), (0, 4), (0, 5), (0, 7), (3, 9), (3, 8), (3, 5),
 ])
 def test_rows_are_padded_with_0_whatever_the_memory_held(start, length):
-    rows = np.random.default_rng(0).standard_normal((5, 2))
-    tiles.scratch("rows", (length, 2), rows.dtype)[...] = np.nan
-    expected = np.zeros((length, 2))
-    for number, row in enumerate(rows, start):
-        if 0 <= number < length:
-            expected[number] = row
+    rows = np.random.default_rng(0).standard_normal((3, 5, 2))
+    tiles.scratch("rows", (3, length, 2), rows.dtype)[...] = np.nan
+    expected, inside = np.zeros((3, length, 2)), [0 <= number < length for number in range(start, start + 5)]
+    for number, exists in enumerate(inside):
+        if exists:
+            expected[:, start + number] = rows[:, number]
     np.testing.assert_array_equal(tiles.padded("rows", rows, length, start), expected)
-    back = np.full((5, 2), np.nan)
+    back = np.full((3, 5, 2), np.nan)
     tiles.unpad(expected, start, back)
-    np.testing.assert_array_equal(back, [row if 0 <= number < length else [0, 0] for number, row in enumerate(rows, start)])
+    np.testing.assert_array_equal(back, np.where(np.array(inside)[:, None], rows, 0))

@@ -7,7 +7,6 @@ texts each, are spread over threads. No two write to one array, and their sums a
 on the threads.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -65,10 +64,12 @@ def attend(
 
 def _in_tasks(function: Callable[[Task], Result], given: Problem) -> list[tuple[Task, Result]]:
     """Every task with its result, by head and then by text; those of the longest spans are computed first."""
-    batch, _, heads, _ = given.arguments.queries.shape
-    parts = min(batch, math.ceil(given.tiling.tasks / heads))
-    tasks = [Task(number, range(batch * part // parts, batch * (part + 1) // parts))
-             for number in range(heads) for part in range(parts)]
+    batch, length, heads, _ = given.arguments.queries.shape
+    slots = 0 if given.arguments.memory_keys is None else given.arguments.memory_keys.shape[1]
+    tasks = []
+    for number in range(heads):
+        parts = given.tiling.parts(batch, heads, batch * length * (reach(given, number) + slots))
+        tasks += [Task(number, range(batch * part // parts, batch * (part + 1) // parts)) for part in range(parts)]
     tasks.sort(key=lambda task: -reach(given, task.head))
     results = map_in_threads(function, tasks, given.tiling.workers or available_cores())
     return sorted(zip(tasks, results, strict=True), key=lambda pair: (pair[0].head, pair[0].texts.start))
@@ -76,42 +77,43 @@ def _in_tasks(function: Callable[[Task], Result], given: Problem) -> list[tuple[
 
 def _forward_task(outputs: Array, saved: Saved, task: Task) -> None:
     """Fills in the outputs, shift and total of one head and some texts."""
-    given, of_head = saved.problem, head(saved.problem, task.head)
+    given, of_head = saved.problem, head(saved.problem, task.head, len(task.texts))
     at, (_, length, _, width), dtype, slots = of_head.cut, outputs.shape, outputs.dtype, len(of_head.memory_keys)
-    for text in task.texts:
-        of_text = rows(given, of_head, text)
-        y, (shift, total) = scratch("y", (at.queries, width), dtype), scratch("totals", (2, at.queries), dtype)
+    for texts in task.together(at):
+        of_texts, count = rows(given, of_head, texts), len(texts)
+        y, shift, total = (scratch(name, (count, at.queries, size), dtype) for name, size in (
+            ("y", width), ("shift", 1), ("total", 1)))
         for tiles in at.stacks():
-            weights, free = (block(name, at, tiles.stop - tiles.start, slots, dtype) for name in ("weights", "free"))
-            here = at.rows_of(tiles)
-            logits(weights, free, of_head, of_text, tiles)
-            shift[here] = _shift(weights, of_head.unweighted)
-            exponentials(weights, shift[here, None], of_head.unweighted)
-            total[here] = _weigh(weights, of_head, given.options.normalizer_epsilon)
-            drop(weights, kept(of_text, of_head, length, tiles))
-            np.matmul(weights.context, of_text.values[tiles], out=at.by_tile(y[here]))
-            y[here] += product(weights.memory, of_head.memory_values)
-        y /= (total if given.keep is None else total * (1 - given.options.dropout))[:, None]
-        outputs[text, :, task.head] = y[:length]
-        saved.shift[text, task.head], saved.total[text, task.head] = shift[:length], total[:length]
+            weights, free = (block(name, at, count, tiles, slots, dtype) for name in ("weights", "free"))
+            logits(weights, free, of_head, of_texts, tiles)
+            at.in_block(shift, tiles)[...] = _shift(weights, of_head.unweighted)
+            exponentials(weights, at.in_block(shift, tiles), of_head.unweighted)
+            at.in_block(total, tiles)[...] = _weigh(weights, of_head, given.options.normalizer_epsilon)
+            drop(weights, kept(of_texts, of_head, length, tiles))
+            np.matmul(weights.context, of_texts.values[:, tiles], out=at.by_tile(y, tiles))
+            at.in_block(y, tiles)[...] += product(weights.memory, of_head.memory_values)
+        y /= total if given.keep is None else total * (1 - given.options.dropout)
+        here = slice(texts.start, texts.stop)
+        outputs[here, :, task.head] = y[:, :length]
+        saved.shift[here, task.head], saved.total[here, task.head] = shift[:, :length, 0], total[:, :length, 0]
 
 
 def _shift(logits: Block, unweighted: int) -> Array:
-    """Each row's largest logit with w + ε > 0, 0 if there is none; those with w + ε = 0 become -∞."""
+    """Each row's largest logit with w + ε > 0, 0 if there is none, (b n rows, 1); those with w + ε = 0 become -∞."""
     logits.band[..., :unweighted] = -np.inf
-    shift: Array = logits.whole.max(-1)
+    shift: Array = logits.whole.max(-1, keepdims=True)
     shift[np.isneginf(shift)] = 0
     return shift
 
 
 def _weigh(exponentials: Block, of_head: Head, epsilon: float) -> Array:
-    """w e in place of e = e^(s - shift); returns each row's Z = Σ (w + ε) e, 1 where nothing counts."""
+    """w e in place of e = e^(s - shift); returns each row's Z = Σ (w + ε) e, (b n rows, 1), 1 where nothing counts."""
     weights, ones = exponentials.whole, np.ones(exponentials.whole.shape[1], exponentials.whole.dtype)
     total = epsilon * (weights @ ones) if epsilon else 0
     exponentials.band[..., : len(of_head.ramp)] *= of_head.ramp
     total = total + weights @ ones
     total[total == 0] = 1
-    return total
+    return total[:, None]
 
 
 def backward(dy: Array, saved: Saved) -> Arguments:

@@ -6,19 +6,21 @@ i … i + size - 1: a diagonal band, farthest position first.
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refimpl.arrays import Array, diagonals
 
+TOGETHER = 8192  # elements of a tile's band
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector that a processor loads
 _scratch = threading.local()
 
 
 class Tiling(NamedTuple):
-    """Most queries of a tile, most elements of a block of tiles, threads (0 = one for each core), least tasks to share.
+    """Most queries of a tile, most elements of a block of tiles, threads (0 = one for each core), least tasks to share, but
+    none of fewer elements than `task`.
 
     Results are the same bits for any number of threads; the other numbers change roundoff.
     """
@@ -27,6 +29,11 @@ class Tiling(NamedTuple):
     elements: int = 1_200_000
     workers: int = 0
     tasks: int = 16
+    task: int = 150_000
+
+    def parts(self, texts: int, heads: int, elements: int) -> int:
+        """How many tasks share a head's texts, whose logits are so many elements."""
+        return max(1, min(texts, math.ceil(self.tasks / heads), elements // self.task))
 
 
 TILING = Tiling()
@@ -35,12 +42,14 @@ TILING = Tiling()
 class Cut(NamedTuple):
     """How one head's T queries and their `size` nearest positions are cut: `tiles` tiles of `rows`, `stack` in a block.
 
-    first: the row of [past ; block] that the first window begins with (may be negative).
+    texts: whole ones that a block takes; several only if all of a text's tiles stand in one. first: the row of
+    [past ; block] that the first window begins with (may be negative).
     """
 
     rows: int
     tiles: int
     stack: int
+    texts: int
     size: int
     first: int
 
@@ -64,18 +73,22 @@ class Cut(NamedTuple):
         return steps(self.tiles, self.stack)
 
     def rows_of(self, tiles: slice) -> slice:
-        """The queries of some tiles."""
+        """The queries of some tiles of a text."""
         return slice(tiles.start * self.rows, tiles.stop * self.rows)
 
-    def by_tile(self, rows: Array) -> Array:
-        """View (n, rows, E) of the queries (n rows, E) of n tiles."""
-        return rows.reshape(-1, self.rows, rows.shape[1])
+    def in_block(self, rows: Array, tiles: slice) -> Array:
+        """View (b n rows, E) of the queries (b, T or more, E) in a block: all tiles of several texts, or some of one."""
+        return rows[:, self.rows_of(tiles)].reshape(-1, rows.shape[2])
+
+    def by_tile(self, rows: Array, tiles: slice) -> Array:
+        """View (b, n, rows, E) of the same."""
+        return rows[:, self.rows_of(tiles)].reshape(len(rows), -1, self.rows, rows.shape[2])
 
 
 class Block(NamedTuple):
-    """An array (n rows, width + N) for the queries of n tiles, and views of its parts.
+    """An array (b n rows, width + N) for the queries of n tiles of b texts, and views of its parts.
 
-    context (n, rows, width) · band (n, rows, size) · memory (n rows, N).
+    context (b, n, rows, width) · band (b, n, rows, size) · memory (b n rows, N).
     """
 
     whole: Array
@@ -84,21 +97,30 @@ class Block(NamedTuple):
     memory: Array
 
 
-def cut(block: int, past: int, size: int, slots: int, attend_self: bool, tiling: Tiling) -> Cut:
+def cut(block: int, past: int, size: int, slots: int, attend_self: bool, tiling: Tiling, texts: int = 1) -> Cut:
     """Short spans get short tiles: for `size` positions that a query sees, size + rows are computed."""
     rows = min(tiling.rows, max(32, _rounded(size // 2)))
     tiles = math.ceil(block / rows)
     rows = math.ceil(block / tiles)
     most = max(1, tiling.elements // (rows * (_rounded(size + rows - 1) + slots)))
-    return Cut(rows, tiles, math.ceil(tiles / math.ceil(tiles / most)), size, past - size + attend_self)
+    together = max(1, math.ceil(texts / math.ceil(texts / max(1, most // tiles))))
+    return Cut(rows, tiles, math.ceil(tiles / math.ceil(tiles / most)), together, size, past - size + attend_self)
 
 
-def block(name: str, cut: Cut, tiles: int, slots: int, dtype: Any) -> Block:
-    """This thread's block of that name; contents undefined."""
-    whole = scratch(name, (tiles * cut.rows, cut.width + slots), dtype)
-    context = whole.reshape(tiles, cut.rows, -1)[..., : cut.width]
+def block(name: str, cut: Cut, texts: int, tiles: slice, slots: int, dtype: Any) -> Block:
+    """This thread's block of that name for some tiles of some texts; contents undefined."""
+    count = tiles.stop - tiles.start
+    whole = scratch(name, (texts * count * cut.rows, cut.width + slots), dtype)
+    context = whole.reshape(texts, count, cut.rows, -1)[..., : cut.width]
     band = diagonals(context, cut.size)[..., ::-1]
     return Block(whole, context, band, whole[:, cut.width :])
+
+
+def parts(band: Array) -> Iterable[Array]:
+    """A band (b, n, rows, size) that something is added to, tile by tile: of several NumPy can't tell that they do not
+    overlap, and copies what it adds to. Where tiles are small that costs less than more calls would, and all are one part.
+    """
+    return [band] if band.shape[2] * band.shape[3] < TOGETHER else band.reshape(-1, *band.shape[2:])
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -112,45 +134,47 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def padded(name: str, rows: Array, length: int, start: int = 0) -> Array:
-    """Scratch (length, E): rows (L, E) from row `start` on, 0 elsewhere.
+    """Scratch (b, length, E): rows (b, L, E) from row `start` on, 0 elsewhere.
 
     start may be negative, and rows may reach beyond the end: what lies outside is left out.
     """
-    result = scratch(name, (length, rows.shape[1]), rows.dtype)
-    low, high = max(0, start), max(0, min(length, start + len(rows)))
-    result[:low] = 0
-    result[high:] = 0
-    result[low:high] = rows[low - start : high - start]
+    texts, count, width = rows.shape
+    result = scratch(name, (texts, length, width), rows.dtype)
+    low, high = max(0, start), max(0, min(length, start + count))
+    result[:, :low] = 0
+    result[:, high:] = 0
+    result[:, low:high] = rows[:, low - start : high - start]
     return result
 
 
 def unpad(total: Array, start: int, result: Array) -> None:
-    """The gradient of `padded`: the rows of total (length, E) that are rows of result (L, E); the others are 0."""
-    low, high = max(0, start), max(0, min(len(total), start + len(result)))
-    result[: low - start] = 0
-    result[low - start : high - start] = total[low:high]
-    result[high - start :] = 0
+    """The gradient of `padded`: the rows of total (b, length, E) that are rows of result (b, L, E); the others are 0."""
+    low, high = max(0, start), max(0, min(total.shape[1], start + result.shape[1]))
+    result[:, : low - start] = 0
+    result[:, low - start : high - start] = total[:, low:high]
+    result[:, high - start :] = 0
 
 
 def windows(rows: Array, cut: Cut) -> Array:
-    """View (tiles, width, E) of (length, E): each tile's window; neighbours overlap."""
-    step, item = rows.strides
-    shape = (cut.tiles, cut.width, rows.shape[1])
-    return np.lib.stride_tricks.as_strided(rows, shape, (cut.rows * step, step, item))
+    """View (b, tiles, width, E) of (b, length, E): each tile's window; neighbours overlap."""
+    text, step, item = rows.strides
+    shape = (len(rows), cut.tiles, cut.width, rows.shape[2])
+    return np.lib.stride_tricks.as_strided(rows, shape, (text, cut.rows * step, step, item))
 
 
 def transposed(name: str, rows: Array) -> Array:
-    """Scratch (E, length) of (length, E): a right factor in this order makes a product up to twice as fast."""
-    result = scratch(name, rows.shape[::-1], rows.dtype)
-    result[...] = rows.T
+    """Scratch (b, E, length) of (b, length, E): a right factor in this order makes a product up to twice as fast."""
+    texts, length, width = rows.shape
+    result = scratch(name, (texts, width, length), rows.dtype)
+    result[...] = rows.mT
     return result
 
 
 def turned_windows(columns: Array, cut: Cut) -> Array:
-    """View (tiles, E, width) of (E, length): each tile's window of columns."""
-    step, item = columns.strides
-    shape = (cut.tiles, len(columns), cut.width)
-    return np.lib.stride_tricks.as_strided(columns, shape, (cut.rows * item, step, item))
+    """View (b, tiles, E, width) of (b, E, length): each tile's window of columns."""
+    text, step, item = columns.strides
+    shape = (len(columns), cut.tiles, columns.shape[1], cut.width)
+    return np.lib.stride_tricks.as_strided(columns, shape, (text, cut.rows * item, step, item))
 
 
 def product(left: Array, right: Array) -> Array:
