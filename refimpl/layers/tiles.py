@@ -33,7 +33,7 @@ class Tiling(NamedTuple):
 
     def parts(self, texts: int, heads: int, elements: int) -> int:
         """How many tasks share a head's texts, whose logits are so many elements."""
-        return max(1, min(texts, math.ceil(self.tasks / heads), elements // self.task))
+        return min(texts, math.ceil(self.tasks / heads), max(1, elements // self.task))
 
 
 TILING = Tiling()
@@ -78,11 +78,11 @@ class Cut(NamedTuple):
 
     def in_block(self, rows: Array, tiles: slice) -> Array:
         """View (b n rows, E) of the queries (b, T or more, E) in a block: all tiles of several texts, or some of one."""
-        return rows[:, self.rows_of(tiles)].reshape(-1, rows.shape[2])
+        return rows[:, self.rows_of(tiles)].reshape(-1, rows.shape[2], copy=False)
 
     def by_tile(self, rows: Array, tiles: slice) -> Array:
         """View (b, n, rows, E) of the same."""
-        return rows[:, self.rows_of(tiles)].reshape(len(rows), -1, self.rows, rows.shape[2])
+        return rows[:, self.rows_of(tiles)].reshape(len(rows), -1, self.rows, rows.shape[2], copy=False)
 
 
 class Block(NamedTuple):
@@ -103,7 +103,7 @@ def cut(block: int, past: int, size: int, slots: int, attend_self: bool, tiling:
     tiles = math.ceil(block / rows)
     rows = math.ceil(block / tiles)
     most = max(1, tiling.elements // (rows * (_rounded(size + rows - 1) + slots)))
-    together = max(1, math.ceil(texts / math.ceil(texts / max(1, most // tiles))))
+    together = math.ceil(texts / math.ceil(texts / max(1, most // tiles)))
     return Cut(rows, tiles, math.ceil(tiles / math.ceil(tiles / most)), together, size, past - size + attend_self)
 
 
