@@ -97,7 +97,7 @@ class Block(NamedTuple):
     memory: Array
 
 
-def cut(block: int, past: int, size: int, slots: int, attend_self: bool, tiling: Tiling, texts: int = 1) -> Cut:
+def cut(block: int, past: int, size: int, slots: int, attend_self: bool, tiling: Tiling, texts: int) -> Cut:
     """Short spans get short tiles: for `size` positions that a query sees, size + rows are computed."""
     rows = min(tiling.rows, max(32, _rounded(size // 2)))
     tiles = math.ceil(block / rows)
