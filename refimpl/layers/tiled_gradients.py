@@ -90,7 +90,8 @@ def _texts(saved: Saved, dy: Array, of_head: Head, numbers: range) -> Texts:
     here, one = slice(numbers.start, numbers.stop), of_head.number
     shift, total = saved.shift[here, one, :, None], saved.total[here, one, :, None]
     scale = total if given.keep is None else total * (1 - given.options.dropout)
-    d_rows = padded("dy", dy[here, :, one] / scale, at.queries)
+    d_rows = padded("dy", dy[here, :, one], at.queries)
+    d_rows[:, : scale.shape[1]] /= scale
     shift, total = padded("shift", shift, at.queries), padded("total", total, at.queries)
     total[:, scale.shape[1] :] = 1
     gradients = [scratch(f"d_{name}", (len(numbers), length, width), dtype) for name, length in (
