@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {  # and each head's z
     "spans full": {**SHAPE, "spans": (1024,) * 8},
     "spans uneven": {**SHAPE, "spans": (16, 16, 32, 32, 64, 64, 128, 1024)},
     "spans 64": {**SHAPE, "spans": (64,) * 8},
+    "logits 30 times as wide": {**SHAPE, "spans": (1024,) * 8, "scale": 30},
     "S = 8192, one text": {**SHAPE, "batch": 1, "size": 8192, "spans": (8192,) * 8},
 }
 SMALL = {"quick": {"batch": 2, "heads": 2, "block": 8, "size": 64, "slots": 3, "width": 4, "spans": (5, 64)}}
@@ -39,12 +40,15 @@ PEERS = {"torch eager": "attention_torch:eager", "torch.compile": "attention_tor
 
 
 def draw(settings: Mapping[str, Any]) -> tuple[attention.Arguments, Any]:
-    """Standard normal arguments with keys and values of unit scale, and a cotangent; the same for all who ask."""
+    """Standard normal arguments with keys and values of unit scale, queries `scale` times that, and a cotangent; always the
+    same.
+    """
     batch, heads, block, size, slots, width = (settings[name] for name in SHAPE)
     rng = np.random.default_rng(0)
     shapes = [(batch, block, heads, width), *[(batch, size + block, heads, width)] * 2, (size, width),
               *[(heads, slots, width)] * 2]
     arrays = [rng.standard_normal(shape, dtype="float32") for shape in shapes]
+    arrays[0] *= np.float32(settings.get("scale", 1))
     arrays[4] /= np.sqrt(np.float32(width))
     arrays[5] /= np.sqrt(np.float32(slots))
     rho = np.array(settings["spans"], "float32") / size

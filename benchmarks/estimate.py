@@ -3,9 +3,12 @@
     python benchmarks/estimate.py --json estimate.json
 
 Each run has a fresh process; measured is the peak of what is resident above what was before the run, when Python and NumPy
-had been loaded. The past is full from the first update on. The estimate is `train --dry-run`'s, with spans as they begin.
+had been loaded, and that of its worker process, less what the two share. The past is full from the first update on. The
+estimate is `train --dry-run`'s, with spans as they begin.
 """
 
+import resource
+import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Mapping
@@ -25,6 +28,7 @@ from refimpl.config import DataConfig, ModelConfig, TrainConfig
 from refimpl.datasets.batches import Batches, every_token_once
 from refimpl.evaluation import evaluate
 from refimpl.inputs import initial_past
+from refimpl.shared import plan
 
 UPDATES, BLOCKS = 3, 2
 TRAIN = {"optimizer": "adagrad", "learning_rate": 0.07, "clip": 0.03, "clip_each": True, "workers": 0}
@@ -55,7 +59,7 @@ class Run:
         self._limit.enter_context(limit_threads())
         self._config, updates = ModelConfig(**{**asked["model"], "zero_past": True}), asked["updates"]
         self._train = TrainConfig(**{**asked["train"], "updates": updates, "last_updates": 0, "evaluate_every": updates - 1,
-                                     "checkpoint_every": updates - 1})
+                                     "checkpoint_every": updates - 1, "parallel": asked["parallel"]})
         count = (updates + 1) * self._train.batch * self._train.block + self._train.batch
         self._tokens = np.random.default_rng(0).integers(0, self._config.vocabulary, count).astype("uint16")
 
@@ -77,8 +81,14 @@ class Run:
         """Bytes by purpose."""
         return accounting.bytes_by_purpose(self._config, self._train, self._config.span_initial)
 
+    def beside(self) -> int:
+        """Peak bytes resident in the worker process of the run before, less what it shared with this one."""
+        shared = plan(self._config, self._train)
+        largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return largest - shared.bytes() if shared.processes > 1 else 0
+
     def traced(self) -> int:
-        """Peak bytes that Python and NumPy allocate for the first updates alone.
+        """Peak bytes that Python and NumPy allocate in this process for the first updates alone.
 
         In tiles as many as a run makes; of the textbook, whose workers meet at their peaks but now and then, twice as many.
         """
@@ -93,10 +103,13 @@ class Run:
         return tracemalloc.get_traced_memory()[1]
 
 
-def start(case: tuple[dict[str, Any], dict[str, Any]], threads: int, kernels: str, updates: int = UPDATES) -> Contender:
-    """A run of that case in a process of its own."""
+def start(
+    case: tuple[dict[str, Any], dict[str, Any]], threads: int, kernels: str, updates: int = UPDATES,
+    parallel: str = "threads",
+) -> Contender:
+    """A run of that case in a process of its own, with worker processes if so asked."""
     environment = measure.our_environments(kernels)[measure.OURS]
-    settings_of_run = {"model": case[0], "train": case[1], "updates": updates}
+    settings_of_run = {"model": case[0], "train": case[1], "updates": updates, "parallel": parallel}
     return Contender(measure.OURS, "estimate:Run", settings_of_run, threads, environment)
 
 
@@ -109,12 +122,14 @@ def main(updates: int, threads: int, kernels: str, quick: bool, path: Path | Non
     made, rows = measure.machine(threads, kernels), []
     measure.print_machine(made)
     for name, case in (QUICK if quick else CASES).items():
-        with start(case, threads, kernels, updates) as run:
-            estimate, memory = run.answer("estimate"), run.memory()
-        told, peak = sum(estimate.values()), memory["peak"] - memory["before"]
-        rows.append({"case": name, "model": asdict(ModelConfig(**case[0])), "train": case[1], "estimate": estimate,
-                     "measured": peak})
-        click.echo(f"{name:<20}estimate {told / 1e6:>8.1f} MB   measured {peak / 1e6:>8.1f} MB   {told / peak:.2f} x")
+        for parallel in ("threads", "processes"):
+            with start(case, threads, kernels, updates, parallel) as run:
+                estimate, memory, beside = run.answer("estimate"), run.memory(), run.answer("beside")
+            told, peak = sum(estimate.values()), memory["peak"] - memory["before"] + beside
+            rows.append({"case": name, "model": asdict(ModelConfig(**case[0])), "train": case[1], "parallel": parallel,
+                         "estimate": estimate, "measured": peak})
+            click.echo(f"{name + ', ' + parallel:<30}estimate {told / 1e6:>8.1f} MB   measured {peak / 1e6:>8.1f} MB   "
+                       f"{told / peak:.2f} x")
     measure.write(path, made, rows)
 
 

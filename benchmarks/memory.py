@@ -83,13 +83,14 @@ def main(threads: int, kernels: str, quick: bool, path: Path | None) -> None:
     made, rows = measure.machine(threads, kernels), []
     measure.print_machine(made)
     for case, share in update.SPANS.items():
-        settings = update.settings_of(replace(config, span_initial=share), train)
+        settings = update.settings_of(replace(config, span_initial=share), replace(train, parallel="threads"))
         memory = measure.first_memory(SUBJECTS, settings, threads, kernels)
         large = ask("large_allocations", settings, threads, kernels)
         rows.append({"case": case, "settings": settings, "memory": memory, "large_allocations": large})
         measure.print_memory(case, memory)
         click.echo(f"{case:<26}{measure.OURS:<30}{large['count']:>10} arrays above 1 MB, {large['bytes'] / 1e6:,.1f} MB")
-    settings = {**update.settings_of(update.SMALL, update.SMALL_TRAIN), "updates": 200 if quick else UPDATES}
+    small = replace(update.SMALL_TRAIN, parallel="threads")
+    settings = {**update.settings_of(update.SMALL, small), "updates": 200 if quick else UPDATES}
     added = ask("growth", settings, threads, kernels)
     case = f"{settings['updates']:,} small updates"
     rows.append({"case": case, "settings": settings, "growth": added})

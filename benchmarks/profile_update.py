@@ -37,7 +37,7 @@ PARTS: Mapping[str, list[tuple[ModuleType, str]]] = {
     "embedding": [(embedding, "forward"), (embedding, "backward")],
     "optimiser, clipping": [(optimizers, "update"), (optimizers, "gradient_norm")],
     "past": [(model, "extend_past")],
-    "the rest": [(training, "_on_rows"), (training, "_combine")],
+    "the rest": [(training, "on_rows"), (training, "_combine")],
 }
 UPDATES, REPEATS = 9, 40
 
@@ -151,7 +151,8 @@ def main(threads: int, kernels: str, quick: bool, path: Path | None) -> None:
     measure.print_machine(made)
     environment = measure.our_environments(kernels)[measure.OURS]
     for case, share in update.SPANS.items():
-        settings = update.settings_of(replace(config, span_initial=share), replace(train, attention="tiled"))
+        settings = update.settings_of(replace(config, span_initial=share),
+                                      replace(train, attention="tiled", parallel="threads"))
         with Contender(measure.OURS, "profile_update:Ours", settings, threads, environment) as ours:
             found, counted, rates = ours.answer("profile"), ours.answer("operations"), ours.answer("rates")
         rows.append({"case": case, "settings": settings, **found, "operations": counted, "rates": rates})

@@ -1,4 +1,4 @@
-"""Updates of one run over 1, 2, … ranks of one thread each, beside one process of as many threads: how far ranks scale.
+"""Updates of one run over 1, 2, … ranks of one thread each, beside one process with as many threads or worker processes.
 
     python -m pip install 'refimpl[mpi]'
     python benchmarks/ranks.py --json ranks.json
@@ -59,11 +59,12 @@ class Counted:
         return every
 
 
-def serve(threads: int, updates: int, quick: bool) -> None:
+def serve(threads: int, updates: int, quick: bool, parallel: str) -> None:
     """A rank: for each line on rank 0's stdin some updates, answered with seconds, those of the sums, and losses."""
     told = launched(os.environ)
     ranks = Counted(join(told) if told and told.size > 1 else ALONE)
     (config, train), rng = laptop(quick), np.random.default_rng(0)
+    train = replace(train, parallel=parallel)
     p = parameters.initialize(config, 0, train.dtype)
     own = share(ranks, train.batch)
     past, shape = model.initial_past(config, own.stop - own.start, p.vector), (2, train.batch, train.block)
@@ -100,10 +101,14 @@ def turn(ranks: Counted) -> bool:
 class Group:
     """So many ranks of so many threads, started and asked for turns."""
 
-    def __init__(self, ranks: int, threads: int, updates: int, quick: bool, environment: Mapping[str, str]) -> None:
-        self.name = f"{ranks} rank{'s' * (ranks > 1)} of {threads} thread{'s' * (threads > 1)}"
+    def __init__(
+        self, ranks: int, threads: int, parallel: str, updates: int, quick: bool, environment: Mapping[str, str]
+    ) -> None:
+        unit = parallel.removesuffix("es" if parallel == "processes" else "s")
+        self.name = f"{ranks} rank{'s' * (ranks > 1)} of {threads} {parallel if threads > 1 else unit}"
         mpiexec = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)] if ranks > 1 else []
-        line = [*mpiexec, sys.executable, __file__, "--serve", str(threads), "--updates", str(updates)]
+        line = [*mpiexec, sys.executable, __file__, "--serve", str(threads), "--parallel", parallel, "--updates",
+                str(updates)]
         self.process = subprocess.Popen(line + ["--quick"] * quick, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                         env={**os.environ, **environment})
         self.sums: list[float] = []
@@ -138,19 +143,22 @@ class Group:
 @click.option("--quick", is_flag=True, help="Small sizes: whether it runs, not how fast.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write every figure here.")
 @click.option("--serve", "threads", type=int, hidden=True)
+@click.option("--parallel", default="threads", hidden=True)
 def main(
-    counts: tuple[int, ...], updates: int, repeats: int, kernels: str, quick: bool, path: Path | None, threads: int | None
+    counts: tuple[int, ...], updates: int, repeats: int, kernels: str, quick: bool, path: Path | None, threads: int | None,
+    parallel: str,
 ) -> None:
     """Prints the times of a turn, how many times faster than one rank it is, and the share of the sums."""
     if threads:
-        serve(threads, updates, quick)
+        serve(threads, updates, quick, parallel)
         return
     made = measure.machine(1, kernels)
     measure.print_machine(made)
     environment = measure.our_environments(kernels)[measure.OURS]
     with ExitStack() as stack:
-        groups = [stack.enter_context(Group(ranks, threads, updates, quick, environment))
-                  for ranks, threads in ((1, 1), *((count, 1) for count in counts), (1, max(counts)))]
+        alone = [(1, max(counts), parallel) for parallel in ("threads", "processes")]
+        kinds = [(1, 1, "threads"), *((count, 1, "threads") for count in counts), *alone]
+        groups = [stack.enter_context(Group(*kind, updates, quick, environment)) for kind in kinds]
         times = measure.take_turns(groups, repeats)
     error = max(measure.relative_error(np.array(group.losses), np.array(groups[0].losses)) for group in groups)
     if not error <= TOLERANCE:

@@ -52,7 +52,8 @@ class Variation(NamedTuple):
 
 
 def updates(config: ModelConfig, train: TrainConfig, sizes: Sizes) -> list[Variation]:
-    """An update of all its tokens, the past full."""
+    """An update of all its tokens on threads, the past full."""
+    train = replace(train, parallel="threads")
     segments = [length * config.span // train.block for length in sizes.lengths]
     spans = [config.span * share for share in sizes.shares]
     of_length = [update.settings_of(config, train, count) for count in segments]

@@ -1,4 +1,5 @@
-"""An update of small models, attention in tiles and as the equations read, beside PyTorch eager: where tiles are worth it.
+"""An update of small models, attention in tiles and as the equations read, beside PyTorch eager: where tiles are worth it,
+and worker processes in place of threads.
 
     python -m pip install torch==2.13.0
     python benchmarks/small_models.py --json small_models.json
@@ -33,7 +34,9 @@ def main(repeats: int, threads: int, kernels: str, quick: bool, path: Path | Non
     environment = measure.our_environments(kernels)[measure.OURS]
     for block, span, memory in [(8, 8, 8)] if quick else SIZES:
         config, train = replace(MODEL, span=span, memory=memory), replace(TRAIN, block=block)
-        subjects = {path: ("update:Ours", replace(train, attention=path), environment) for path in ("textbook", "tiled")}
+        ours = {path: replace(train, attention=path) for path in ("textbook", "tiled")}
+        ours["tiled, on threads"] = replace(ours["tiled"], parallel="threads")
+        subjects = {name: ("update:Ours", chosen, environment) for name, chosen in ours.items()}
         subjects[PEER] = update.PEERS[PEER], train, {}
         with ExitStack() as stack:
             contenders = [

@@ -25,6 +25,8 @@ from refimpl.arena import Arena
 from refimpl.arrays import limit_threads
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.layers import span
+from refimpl.shared import plan
+from refimpl.workers import Workers
 
 MODEL = ModelConfig(vocabulary=256, width=512, heads=8, layers=2, span=1024, memory=1024, span_penalty=5e-7,
                     normalizer_epsilon=1e-8)
@@ -84,6 +86,7 @@ class Ours:
         self._state = optimizers.initialize(self._case.train, self._case.p)
         self._first = self._case.p.vector.copy()
         self._arena = Arena()
+        self._workers = Workers(plan(self._case.config, self._case.train))
 
     def run(self) -> float:
         """Seconds of one update."""
@@ -93,7 +96,7 @@ class Ours:
         self._state.accumulators["squares"].vector[...] = SQUARES
         start = time.perf_counter()
         with self._arena:
-            self._result = training.update(p, self._state, config, train, tokens, targets, past)
+            self._result = training.update(p, self._state, config, train, tokens, targets, past, workers=self._workers)
         return time.perf_counter() - start
 
     def results(self) -> dict[str, Any]:

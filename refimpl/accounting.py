@@ -14,9 +14,11 @@ from refimpl.config import ModelConfig, TrainConfig
 from refimpl.layers.fused_softmax import CHUNKING
 from refimpl.layers.tiles import TILING, cut
 from refimpl.optimizers import accumulators
+from refimpl.shared import plan
 from refimpl.variants import attention_path
 
 STREAMS = 8  # texts that validation scores side by side
+OF_A_PROCESS = 38_000_000  # bytes resident in one that has loaded NumPy and the model's code
 ROUNDING = 17 / 16  # blocks of the arena are an eighth larger than what they hold at most: a sixteenth on average
 
 
@@ -45,10 +47,11 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig, share: floa
 
     saved: what forward keeps for backward; scratch: the temporary arrays of the largest step, once for each worker that
     runs at the same time; validation: what scoring takes while these are kept for the next update. All three are counted
-    array by array as layers/ makes them. checkpoint: the copy that is written while training goes on.
+    array by array as layers/ makes them. checkpoint: the copy that is written while training goes on, by as much as it is
+    larger than a validation, as there is one or the other. processes: what they share, and each beside the first by itself.
     """
     sizes, vector = Sizes(config, train_config, share), parameters.total(config)
-    held = len(accumulators(train_config))
+    held, together = len(accumulators(train_config)), plan(config, train_config)
     past = config.layers * train_config.batch * config.span * config.width
     counts = {
         "parameters": float(vector),
@@ -59,9 +62,13 @@ def bytes_by_purpose(config: ModelConfig, train_config: TrainConfig, share: floa
         "saved": config.layers * sizes.saved_by_layer() + sizes.saved_by_output(),
         "scratch": sizes.scratch(),
         "validation": _validation(config, train_config, share),
-        "checkpoint": vector * (1.0 + held) * bool(train_config.checkpoint_every or train_config.evaluate_every),
     }
-    return {purpose: round(count * np.dtype(train_config.dtype).itemsize) for purpose, count in counts.items()}
+    copied = vector * (1.0 + held) * bool(train_config.checkpoint_every or train_config.evaluate_every)
+    counts["checkpoint"] = max(0.0, copied - counts["validation"])
+    found = {purpose: round(count * np.dtype(train_config.dtype).itemsize) for purpose, count in counts.items()}
+    if together.processes > 1:
+        found["processes"] = together.bytes() + (together.processes - 1) * OF_A_PROCESS
+    return found
 
 
 def _validation(config: ModelConfig, train_config: TrainConfig, share: float) -> float:

@@ -20,6 +20,7 @@ import numpy as np
 
 from refimpl import cores
 from refimpl.errors import InputError
+from refimpl.subnormals import as_wanted
 
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: there is no common type that both declare
 Item = TypeVar("Item")
@@ -203,7 +204,7 @@ _in_worker: ContextVar[bool] = ContextVar("in_worker", default=False)
 def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item] | Iterable[Item], workers: int) -> list[Result]:
     """[function(item), ...] in order, `workers` at a time, the matrix products of each on a thread of its own.
 
-    Each runs under the caller's floating-point error settings. Called by a worker, it runs them one by one in that worker's
+    Each runs under the caller's floating-point settings. Called by a worker, it runs them one by one in that worker's
     thread: whoever splits the work first has the cores.
     """
     if _in_worker.get():
@@ -211,7 +212,8 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item] | I
 
     def run(item: Item) -> Result:
         _in_worker.set(True)
-        return function(item)
+        with as_wanted():
+            return function(item)
 
     tasks = [(copy_context(), item) for item in items]
     with _blas().limit(limits=1, user_api="blas"):

@@ -5,6 +5,7 @@ Random tokens, first parameters and a full past of random vectors: times do not 
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -20,6 +21,8 @@ from refimpl.continuation import Continuation
 from refimpl.device import optimizer
 from refimpl.device.graphs import Graph
 from refimpl.device.opening import on_host
+from refimpl.shared import plan
+from refimpl.workers import Workers, in_parts
 
 SIZE, PRODUCTS = 1024, 4  # rows of square matrices, and how many products one measurement takes
 MOVED = 2**26  # bytes of each of three arrays: several times what processors keep near their cores
@@ -32,21 +35,22 @@ def bench(
     """The result of `bench`, on the device of `place`, whole updates from a graph if so asked: what `repeats` turns gave, in
     each of which every quantity is measured once.
 
-    seconds: of forward, backward and the optimiser's step, of a whole update and of one generated token, each with median,
-    least and largest; tokens_per_second, by the medians, of update and generation; the best matrix_rate, operations per
-    second of square products in the training's dtype, and memory_rate, bytes per second that additions of long arrays read
-    and write, both on all threads.
+    seconds: of forward, backward and the optimiser's step, parts of a batch on threads, of a whole update as `train` makes
+    it, and of one generated token, each with median, least and largest; tokens_per_second, by the medians, of update and
+    generation; the best matrix_rate, operations per second of square products in the training's dtype, and memory_rate,
+    bytes per second that additions of long arrays read and write, both on all threads.
     """
-    turns: dict[str, Callable[[], float]] = {
-        **_training(config, train_config, place, cuda_graph), "token": _generation(config, train_config, place),
-        "product": partial(_product, train_config.dtype, place), "addition": partial(_addition, place),
-    }
-    times: dict[str, list[float]] = {name: [] for name in turns}
-    for repeat in range(-1, repeats):
-        for name, turn in turns.items():
-            taken = turn()
-            if repeat >= 0:  # the first turn warms up
-                times[name].append(taken)
+    with Workers(plan(config, train_config if place is on_host else replace(train_config, parallel="threads"))) as workers:
+        turns: dict[str, Callable[[], float]] = {
+            **_training(config, train_config, place, cuda_graph, workers), "token": _generation(config, train_config, place),
+            "product": partial(_product, train_config.dtype, place), "addition": partial(_addition, place),
+        }
+        times: dict[str, list[float]] = {name: [] for name in turns}
+        for repeat in range(-1, repeats):
+            for name, turn in turns.items():
+                taken = turn()
+                if repeat >= 0:  # the first turn warms up
+                    times[name].append(taken)
     seconds = {name: _summary(values) for name, values in times.items()}
     product, addition = (seconds.pop(name)["least"] for name in ("product", "addition"))
     per_update, cores = train_config.batch * train_config.block, _parts(place)
@@ -73,7 +77,7 @@ def _seconds(function: Callable[[], object], there: Array | None = None) -> floa
 
 
 def _training(
-    config: ModelConfig, train_config: TrainConfig, place: Place, cuda_graph: bool
+    config: ModelConfig, train_config: TrainConfig, place: Place, cuda_graph: bool, workers: Workers
 ) -> dict[str, Callable[[], float]]:
     """forward, backward, optimizer and update: calls that return their seconds, to be made in this order."""
     p = parameters.initialize(config, 0, train_config.dtype)
@@ -82,7 +86,7 @@ def _training(
     batch, block = train_config.batch, train_config.block
     tokens, targets = map(place, stream.integers(0, config.vocabulary, (2, batch, block)))
     past = stream.standard_normal((config.layers, batch, config.span, config.width), "float32").astype(train_config.dtype)
-    past, workers = place(past), 1 if is_device(p.vector) else train_config.workers
+    past, parts = place(past), 1 if is_device(p.vector) else train_config.workers
     state.graph = Graph() if cuda_graph else None
     arena, kept = Arena(), dict[int, Any]()  # kept: by the first row of a worker's part
 
@@ -100,13 +104,13 @@ def _training(
 
     def update() -> None:
         with arena:
-            training.update(p, state, config, train_config, tokens, targets, past)
+            training.update(p, state, config, train_config, tokens, targets, past, workers=workers)
 
     for _ in range(2 if cuda_graph else 0):  # the first as without one, the second captured
         update()
     turns: dict[str, Callable[[], object]] = {
-        "forward": lambda: training.in_parts(score, batch, workers),
-        "backward": lambda: training.in_parts(differentiate, batch, workers),
+        "forward": lambda: in_parts(score, batch, parts),
+        "backward": lambda: in_parts(differentiate, batch, parts),
         "optimizer": step,
         "update": update,
     }

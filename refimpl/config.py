@@ -146,10 +146,10 @@ class TrainConfig:
 
     `clip`: largest gradient norm (0 = no clipping), of each tensor if clip_each, else of all together. The rate of update
     u = 1, 2, … is learning_rate · min(1, u / warm_up), times last_factor during the last `last_updates` of `updates`.
-    `workers`: parts of a batch computed side by side (0 = one for each thread). `attention`: computed in tiles, or as the
-    equations read ("textbook"), the same function; "auto" = whichever is faster. Validation along the way scores the split's
-    first `evaluate_tokens` tokens (0 = all). `on_nonfinite`: an update whose loss or gradient is not finite ends the run
-    ("stop") or changes nothing ("skip").
+    `workers`: parts of a batch computed side by side (0 = one for each thread). `parallel`: on threads, or by processes, the
+    same bits. `attention`: in tiles, or as the equations read ("textbook"), the same function. "auto": whichever is faster.
+    Validation along the way scores the split's first `evaluate_tokens` tokens (0 = all). `on_nonfinite`: an update whose
+    loss or gradient is not finite ends the run ("stop") or changes nothing ("skip").
     """
 
     optimizer: str = "adam"
@@ -167,6 +167,7 @@ class TrainConfig:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     dtype: str = "float32"
     workers: int = 1
+    parallel: str = "auto"
     attention: str = "auto"
     log_every: int = 10
     evaluate_every: int = 0
@@ -191,10 +192,9 @@ class TrainConfig:
             raise InputError("train.evaluate_tokens: expected 0 (all) or 2 or more (the first has no target), got 1")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise InputError(f"train.adam_betas: expected two numbers in [0, 1), got {list(self.adam_betas)}")
-        one_of(self, "train", "optimizer", OPTIMIZERS)
-        one_of(self, "train", "attention", ATTENTIONS)
-        one_of(self, "train", "dtype", DTYPES)
-        one_of(self, "train", "on_nonfinite", NONFINITES)
+        for name, known in {"optimizer": OPTIMIZERS, "attention": ATTENTIONS, "dtype": DTYPES, "on_nonfinite": NONFINITES,
+                            "parallel": ("auto", "threads", "processes")}.items():
+            one_of(self, "train", name, known)
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,8 @@ def progress_text(record: Mapping[str, Any], unit: str) -> str:
         return f"update {record['update']:>6}  validation {record['valid_bits']:.3f} bits per {unit}"
     if "not_finite" in record:
         return f"update {record['update']:>6}  skipped, {record['skipped']} so far: {record['not_finite']}"
+    if "lost" in record:
+        return f"update {record['update']:>6}  {record['lost']}: its part is computed on a thread from here on"
     parts = [f"update {record['update']:>6}/{record['updates']}", f"loss {record['loss']:.4f}",
              f"{record['bits']:.3f} bits per {unit}", f"{record['tokens_per_second']:,.0f} tokens/s",
              f"rate {record['learning_rate']:.2g}"]
@@ -240,7 +242,7 @@ class ProgressLine:
         line = progress_text(record, self._unit)
         if self._live is None:
             note(line)
-        elif "valid_bits" in record or "not_finite" in record:
+        elif not record.keys().isdisjoint(("valid_bits", "not_finite", "lost")):
             self._live.console.print(line, soft_wrap=True)
         else:
             from rich.text import Text

@@ -10,6 +10,7 @@ from refimpl.config import ModelConfig
 from refimpl.errors import InputError, NonFiniteError
 from refimpl.inputs import initial_past
 from refimpl.ranks import ALONE, Ranks, share
+from refimpl.subnormals import flushed
 from refimpl.training import Segment
 from refimpl.variants import core_for
 
@@ -77,7 +78,7 @@ def evaluate(
             continue
         past = initial_past(config, rows, like) if block.restart else past[:, :rows]
         inputs, targets = (to_library_of(like, array[own]) for array in (block.tokens, block.targets))
-        with quiet():
+        with quiet(), flushed(past.dtype):
             core = core_for("auto", config, inputs, like)
             out = model.forward(p, config, inputs, targets, past, core=core, save=False)
         past = out.past

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,9 +96,12 @@ def of_update(
     return record
 
 
-def of_skip(saved: Checkpoint, reason: str) -> Record:
-    """An update that changed nothing, why, and how many there have been."""
-    return {"update": saved.optimizer.updates, "not_finite": reason, "skipped": saved.optimizer.skipped}
+def of_incidents(saved: Checkpoint, result: training.Result) -> Iterator[Record]:
+    """How a worker process ended, and why an update changed nothing, with how many of those there have been."""
+    if result.lost:
+        yield {"update": saved.optimizer.updates, "lost": result.lost}
+    if result.skipped:
+        yield {"update": saved.optimizer.updates, "not_finite": result.skipped, "skipped": saved.optimizer.skipped}
 
 
 def of_evaluation(evaluation: Evaluation) -> Record:

@@ -33,7 +33,8 @@ def of_ranks(
     """What `count` tells of one of so many ranks, of which some take it here; sums: what others' gradients arrive in."""
     if ranks == 1:
         return count(config, train_config, share)
-    memory = count(config, replace(train_config, batch=math.ceil(train_config.batch / ranks)), share)
+    train_config = replace(train_config, batch=math.ceil(train_config.batch / ranks), parallel="threads")
+    memory = count(config, train_config, share)
     return {purpose: here * size for purpose, size in {**memory, "sums": memory["parameters"]}.items()}
 
 
@@ -41,6 +42,8 @@ def shortage(
     config: ModelConfig, train_config: TrainConfig, share: float, available: int | None, count: Count = bytes_by_purpose
 ) -> str:
     """What an update needs more than there is, and which settings make it fit; "" if it fits, or if nobody knows."""
+    if train_config.parallel == "auto":
+        train_config = replace(train_config, parallel="threads")
     memory = count(config, train_config, share)
     needed = sum(memory.values())
     if available is None or needed <= available:
@@ -62,6 +65,14 @@ def check(
         raise InputError(f"this run: {told} (--dry-run tells more)")
 
 
+def settled(config: ModelConfig, train_config: TrainConfig, available: int | None) -> TrainConfig:
+    """train.parallel = "auto" as threads, where there is no memory for processes with every span full."""
+    needed = sum(bytes_by_purpose(config, train_config, 1.0).values())
+    if train_config.parallel != "auto" or available is None or needed <= available:
+        return train_config
+    return replace(train_config, parallel="threads")
+
+
 def suggestions(
     config: ModelConfig, train_config: TrainConfig, share: float, available: int, count: Count = bytes_by_purpose
 ) -> Iterator[str]:
@@ -70,6 +81,8 @@ def suggestions(
     def fits(config: ModelConfig, train_config: TrainConfig) -> bool:
         return sum(count(config, train_config, share).values()) <= available
 
+    if train_config.parallel == "processes" and fits(config, replace(train_config, parallel="threads")):
+        yield "train.parallel=threads"
     if train_config.workers != 1 and fits(config, replace(train_config, workers=1)):
         yield "train.workers=1"
     batch = _largest(train_config.batch - 1, lambda size: fits(config, replace(train_config, batch=size)))

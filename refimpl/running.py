@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from refimpl import records, training
+from refimpl import ram, records, room, training
 from refimpl.arrays import to_host
 from refimpl.checkpoint import Checkpoint
 from refimpl.device import optimizer
@@ -61,8 +61,7 @@ def _records(run: Run, evaluate: Evaluate, stop: Callable[[], int]) -> Iterator[
             number = saved.optimizer.updates
             _advance(run, result, clock)
             tally.add(result, saved.optimizer.clipped)
-            if result.skipped:
-                yield _written(log, records.of_skip(saved, result.skipped))
+            yield from (_written(log, record) for record in records.of_incidents(saved, result))
             (stopped, late), last = result.told.max(axis=0), number == settings_now.updates
             run.stopped, ended = int(stopped), bool(stopped or late or last)
             if tally.losses and (ended or number % settings_now.log_every == 0):
@@ -92,8 +91,9 @@ def _results(run: Run, tell: Callable[[], tuple[float, float]]) -> Iterator[trai
     saved = run.saved
     if saved.past is not None:
         saved.past = saved.past[:, share(run.ranks, saved.train_config.batch)]
-    return training.run(saved.parameters, saved.optimizer, saved.config, saved.train_config, iter(run.batches), saved.past,
-                        run.ranks, tell)
+    settled = room.settled(saved.config, saved.train_config, ram.available())
+    return training.run(saved.parameters, saved.optimizer, saved.config, settled, iter(run.batches), saved.past, run.ranks,
+                        tell)
 
 
 def _log(run: Run) -> TextIO:

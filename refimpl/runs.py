@@ -18,7 +18,7 @@ from refimpl.ranks import ALONE, Ranks, check_rows, differences
 from refimpl.writer import Writer
 
 # what a resumed run may change; everything else decides the numbers that the checkpoint holds
-CHANGEABLE = ("updates", "last_updates", "last_factor", "learning_rate", "warm_up", "workers", "log_every",
+CHANGEABLE = ("updates", "last_updates", "last_factor", "learning_rate", "warm_up", "workers", "parallel", "log_every",
               "evaluate_every", "evaluate_tokens", "checkpoint_every", "keep_checkpoints", "on_nonfinite")
 
 

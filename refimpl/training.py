@@ -2,23 +2,26 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from typing import NamedTuple, Protocol, TypeVar
+from dataclasses import replace
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
 from refimpl import model, optimizers
 from refimpl.arena import Arena, lent, returned
-from refimpl.arrays import Array, available_cores, is_device, map_in_threads, module_of, quiet, to_library_of
+from refimpl.arrays import Array, is_device, module_of, quiet, to_library_of
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.device import optimizer, updates
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import keep_masks
 from refimpl.parameters import Parameters
 from refimpl.ranks import ALONE, Ranks, share
+from refimpl.shared import Part, plan
+from refimpl.subnormals import flushed
 from refimpl.variants import core_for
+from refimpl.workers import Workers, in_parts
 
-Part = TypeVar("Part")
+Computed = TypeVar("Computed")
 SKIPS_IN_A_ROW = 100  # a model that recovers does so within a few updates; one that does not must not burn a week
 
 
@@ -39,7 +42,8 @@ class Result(NamedTuple):
     """One update: mean loss and span penalty before it, past for the next segment, gradient norm, rate, what it saw.
 
     past, tokens and targets are this rank's rows. skipped: "", or what was not finite where train.on_nonfinite = "skip" let
-    an update change nothing. told: what each rank had to tell, (ranks, n).
+    an update change nothing. told: what each rank had to tell, (ranks, n). lost: "", or how a worker process
+    ended, from which update on threads compute.
     """
 
     loss: Array
@@ -51,6 +55,7 @@ class Result(NamedTuple):
     targets: Array
     skipped: str = ""
     told: Array = None
+    lost: str = ""
 
 
 class _Share(NamedTuple):
@@ -61,14 +66,9 @@ class _Share(NamedTuple):
     rows: slice
 
 
-def nothing() -> Sequence[float]:
-    """What a rank has to tell that has nothing to tell."""
-    return ()
-
-
 def update(
     p: Parameters, state: optimizers.State, config: ModelConfig, train_config: TrainConfig, tokens: Array, targets: Array,
-    past: Array, ranks: Ranks = ALONE, tell: Callable[[], Sequence[float]] = nothing,
+    past: Array, ranks: Ranks = ALONE, tell: Callable[[], Sequence[float]] = tuple, workers: Workers | None = None,
 ) -> Result:
     """Forward, backward and one optimiser step on tokens and targets (B, T); p and state change in place.
 
@@ -89,9 +89,12 @@ def update(
     def compute(rows: slice) -> _Share:
         with quiet():
             given = lent_p, config, train_config, tokens, targets, lent_past, number, rows, own.start
-            return _Share(*_on_rows(model.loss_and_gradients, *given), rows)
+            return _Share(*on_rows(model.loss_and_gradients, *given), rows)
 
-    results = in_parts(compute, len(tokens), train_config.workers)
+    beside = workers if workers is not None and workers.are_there() else None
+    results = beside.compute(compute, _share_of, p, tokens, targets, past, number) if beside else None
+    if results is None:
+        results = in_parts(compute, len(tokens), train_config.workers)
     penalty = results[0].out.span_penalty
     with quiet():
         loss, g = _combine(results, batch)
@@ -99,13 +102,19 @@ def update(
         norm = optimizers.gradient_norm(g)
         # the one number that every update reads back: a step from a gradient that is not finite can't be undone
         if not module_of(norm).isfinite(loss + norm):
+            seen = in_parts(compute, len(tokens), train_config.workers) if beside else results
             reason = (f"loss {float(loss)}, gradient norm {float(norm)}; first tensor that is not finite: "
-                      f"{_first_nonfinite(p, g, [each.out for each in results], ranks)}")
+                      f"{_first_nonfinite(p, g, [each.out for each in seen], ranks)}")
             return _skipped(p, state, train_config, Result(loss, penalty, past, norm, rate, tokens, targets, reason, told))
         optimizers.update(p, g, state, train_config)
     pasts = [each.out.past for each in results]
     new_past = pasts[0] if len(pasts) == 1 else module_of(loss).concatenate(pasts, axis=1)
     return Result(loss, penalty, returned(new_past), norm, rate, tokens, targets, told=told)
+
+
+def _share_of(part: Part, past: Array) -> _Share:
+    """What another process has computed, but for what it saved."""
+    return _Share(model.Output(part.loss[0], None, None, past, cast("model.Saved", None)), part.gradients, part.rows)
 
 
 def _skipped(p: Parameters, state: optimizers.State, train_config: TrainConfig, result: Result) -> Result:
@@ -143,28 +152,18 @@ def score(
     rows: slice,
 ) -> model.Output:
     """The model's forward on some rows of the batch, as update `number` does it: with that update's dropout."""
-    return _on_rows(model.forward, p, config, train_config, tokens, targets, past, number, rows, 0)
+    return on_rows(model.forward, p, config, train_config, tokens, targets, past, number, rows, 0)
 
 
-def _on_rows(
-    function: Callable[..., Part], p: Parameters, config: ModelConfig, train_config: TrainConfig, tokens: Array,
+def on_rows(
+    function: Callable[..., Computed], p: Parameters, config: ModelConfig, train_config: TrainConfig, tokens: Array,
     targets: Array, past: Array, number: int, rows: slice, first: int,
-) -> Part:
+) -> Computed:
     """first: the number, in the whole batch, of the row that stands first here."""
     masks = keep_masks(config, rows.stop - rows.start, tokens.shape[1], train_config.seed, number, first + rows.start)
     core = core_for(train_config.attention, config, tokens, p.vector)
-    return function(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
-
-
-def in_parts(function: Callable[[slice], Part], rows: int, workers: int) -> list[Part]:
-    """[function(slice), …] for nearly equal slices of the batch, one for each worker, side by side as far as cores allow.
-
-    0 workers = one for each thread.
-    """
-    count = min(rows, workers or available_cores())
-    bounds = [rows * i // count for i in range(count + 1)]
-    parts = [slice(low, high) for low, high in pairwise(bounds)]
-    return [function(parts[0])] if count == 1 else map_in_threads(function, parts, min(count, available_cores()))
+    with flushed(p.vector.dtype):
+        return function(p, config, tokens[rows], targets[rows], past[:, rows], masks, core=core)
 
 
 def check_finite(p: Parameters, config: ModelConfig, result: Result, ranks: Ranks = ALONE) -> None:
@@ -190,7 +189,7 @@ def check_finite(p: Parameters, config: ModelConfig, result: Result, ranks: Rank
 
 def run(
     p: Parameters, state: optimizers.State, config: ModelConfig, train_config: TrainConfig, segments: Iterator[Segment],
-    past: Array, ranks: Ranks = ALONE, tell: Callable[[], Sequence[float]] = nothing,
+    past: Array, ranks: Ranks = ALONE, tell: Callable[[], Sequence[float]] = tuple,
 ) -> Iterator[Result]:
     """Updates until state.updates is train_config.updates, one segment each; yields every update's result.
 
@@ -199,19 +198,21 @@ def run(
     yield, p, state and every rank's past are what a checkpoint needs to go on.
     """
     arena = Arena()
-    while state.updates < train_config.updates:
-        segment = next(segments)
-        own = share(ranks, len(segment.tokens))
-        if segment.restart:
-            past = model.initial_past(config, own.stop - own.start, p.vector)
-        tokens, targets = segment.tokens, segment.targets
-        if state.graph is None:  # which sends them with what else it needs
-            tokens, targets = (to_library_of(p.vector, array) for array in (tokens, targets))
-        with arena:
-            result = update(p, state, config, train_config, tokens, targets, past, ranks, tell)
-        past = result.past
-        optimizer.check_when_logged(state, train_config)
-        yield result
+    alone = ranks.size == 1 and not is_device(p.vector)
+    with Workers(plan(config, train_config if alone else replace(train_config, parallel="threads"))) as workers:
+        while state.updates < train_config.updates:
+            segment = next(segments)
+            own = share(ranks, len(segment.tokens))
+            if segment.restart:
+                past = model.initial_past(config, own.stop - own.start, p.vector)
+            tokens, targets = segment.tokens, segment.targets
+            if state.graph is None:  # which sends them with what else it needs
+                tokens, targets = (to_library_of(p.vector, array) for array in (tokens, targets))
+            with arena:
+                result = update(p, state, config, train_config, tokens, targets, past, ranks, tell, workers)
+            past = result.past
+            optimizer.check_when_logged(state, train_config)
+            yield result._replace(lost=workers.news())
 
 
 def _combine(results: list[_Share], batch: int) -> tuple[Array, Parameters]:

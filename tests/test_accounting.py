@@ -118,7 +118,7 @@ def test_every_preset_is_told_without_allocating_it(name):
 
 def enwik8():
     tables = settings.preset("enwik8")
-    return settings.model_config(tables["model"]), TrainConfig(**{**tables["train"], "workers": 2})
+    return settings.model_config(tables["model"]), TrainConfig(**{**tables["train"], "workers": 2, "parallel": "threads"})
 
 
 def test_what_does_not_fit_is_told_with_settings_that_do():
@@ -144,7 +144,7 @@ def test_ranks_share_a_machine_and_have_a_gpu_each():
     """Four ranks, two of them here: each has all parameters, a quarter of the rows, and what gradients arrive in."""
     config, train = enwik8()
     train = replace(train, batch=22)
-    rows = replace(train, batch=6)
+    rows = replace(train, batch=6, parallel="threads")
     ranks = SimpleNamespace(size=4, here=2)
     _, count = room.of("cpu", ranks)
     own = accounting.bytes_by_purpose(config, rows, 0.5)

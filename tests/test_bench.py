@@ -9,6 +9,7 @@ import pytest
 from refimpl import bench, model, optimizers, parameters, settings, training
 from refimpl.arrays import available_cores
 from refimpl.config import ModelConfig, TrainConfig
+from refimpl.workers import in_parts
 
 CONFIG = ModelConfig(vocabulary=11, width=8, heads=2, layers=1, span=8, memory=2, dropout=0.25)
 TRAIN = TrainConfig(batch=3, block=4, workers=2)
@@ -52,7 +53,7 @@ def test_forward_and_backward_are_those_of_an_update():
         out = training.score(*given, 1, rows)
         return (rows.stop - rows.start) / 3, out.loss, model.backward(out.saved).vector
 
-    parts = training.in_parts(score, 3, TRAIN.workers)
+    parts = in_parts(score, 3, TRAIN.workers)
     assert len(parts) == 2
     state, before = optimizers.initialize(TRAIN, p), p.vector.copy()
     result = training.update(p, state, CONFIG, TRAIN, tokens, targets, past)
@@ -66,7 +67,7 @@ def test_forward_and_backward_are_those_of_an_update():
     (5, 2, [(0, 2), (2, 5)]), (2, 4, [(0, 1), (1, 2)]), (4, 1, [(0, 4)]),
 ])
 def test_parts_are_all_rows_in_order(rows, workers, expected):
-    assert training.in_parts(lambda part: (part.start, part.stop), rows, workers) == expected
+    assert in_parts(lambda part: (part.start, part.stop), rows, workers) == expected
 
 
 def test_the_command_tells_a_preset(command, tiny):

@@ -68,7 +68,8 @@ def test_ranks_take_turns_and_agree(tmp_path):
     end = run(FOLDER, "ranks.py", "--repeats", "1", "--updates", "2", "--json", str(tmp_path / "figures.json"))
     assert end.returncode == 0, end.stderr
     (row,) = json.loads((tmp_path / "figures.json").read_text())["rows"]
-    assert set(row["times"]) == {"1 rank of 1 thread", "2 ranks of 1 thread", "1 rank of 2 threads"}
+    assert set(row["times"]) == {"1 rank of 1 thread", "2 ranks of 1 thread", "1 rank of 2 threads",
+                                 "1 rank of 2 processes"}
     for times in row["times"].values():
         assert times["speed_up"] == 1 / times["ratio"]
         assert 0 <= times["exchange"] < 1
@@ -105,7 +106,7 @@ def test_both_paths_of_small_models_are_timed(tmp_path):
     end = run(FOLDER, "small_models.py", "--repeats", "1", "--json", str(tmp_path / "figures.json"))
     assert end.returncode == 0, end.stderr
     (row,) = json.loads((tmp_path / "figures.json").read_text())["rows"]
-    assert list(row["times"]) == ["textbook", "tiled", "torch eager"]
+    assert list(row["times"]) == ["textbook", "tiled", "tiled, on threads", "torch eager"]
     assert all(error < 1e-3 for error in row["largest_errors"].values())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import refimpl
-from refimpl import accounting, arrays, checkpoint, model, parameters, runs, settings, training
+from refimpl import accounting, arrays, checkpoint, model, parameters, runs, settings, workers
 from refimpl.computing import computing
 from refimpl.config import DataConfig, TrainConfig
 from refimpl.datasets.corpus import open_corpus
@@ -665,10 +665,10 @@ def test_threads_hold_for_a_command_and_are_recorded(command, text, tiny, tmp_pa
 def test_workers_are_as_many_as_threads_unless_said(command, text, tiny, tmp_path, monkeypatch):
     """Rows in `workers` parts, whatever the threads; 0 is one part for each thread. At most so many run at a time."""
     seen = []
-    monkeypatch.setattr(training, "map_in_threads",
-                        lambda compute, shares, workers: seen.append((len(shares), workers)) or list(map(compute, shares)))
-    for name, workers, threads in (("a", 0, 2), ("b", 2, 1), ("c", 2, 8), ("d", 0, 1)):
-        options = ("--set", "train.updates=1", "--set", f"train.workers={workers}", "--threads", threads)
+    monkeypatch.setattr(workers, "map_in_threads",
+                        lambda compute, shares, count: seen.append((len(shares), count)) or list(map(compute, shares)))
+    for name, count, threads in (("a", 0, 2), ("b", 2, 1), ("c", 2, 8), ("d", 0, 1)):
+        options = ("--set", "train.updates=1", "--set", f"train.workers={count}", "--threads", threads)
         assert command("train", "--data", text, "--out", tmp_path / name, *tiny, *options).code == 0
     assert seen == [(2, 2), (2, 1), (2, 2)]
 

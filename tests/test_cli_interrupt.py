@@ -53,8 +53,9 @@ def state(run):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("extra", [(), ("model.dropout=0.2", "model.embedding_dropout=0.1"), ("train.warm_up=500",
-                                   "train.last_updates=200", "train.optimizer=sgd", "train.momentum=0.9")],
-                         ids=["plain", "dropout", "schedule"])
+                                   "train.last_updates=200", "train.optimizer=sgd", "train.momentum=0.9"),
+                                   ("train.parallel=processes", *TWO_WORKERS)],
+                         ids=["plain", "dropout", "schedule", "processes"])
 def test_a_stopped_run_resumes_to_the_same_bits(command, arguments, stopped, tmp_path, number, code, extra):
     arguments = [*arguments, *(word for value in extra for word in ("--set", value))]
     run, whole = tmp_path / "run", tmp_path / "whole"
@@ -120,6 +121,7 @@ HELD = {  # where it stands still, the launcher's numbers, what is seen before t
     "at the end": (["before", 1, 5], {"launcher: held"}, set()),
     "at a signal": (["before", 1, 5], {"update 7/"}, {"launcher: held"}),
     "in a worker": (["worker", 2, 0], {"launcher: held"}, set()),
+    "beside a process": (["worker", 2, 0], {"launcher: held"}, set()),
 }
 
 
@@ -156,7 +158,8 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize("place", HELD)
 def test_a_second_signal_while_a_checkpoint_is_written(tmp_path, uninterrupted, place, second):
     """It ends at once, the last checkpoint is whole, and the run goes on to the bits of the one without a stop."""
-    trial, run = kills.Campaign(tmp_path, settings=TWO_WORKERS), tmp_path / "run"
+    settings = (*TWO_WORKERS, "train.parallel=processes") if place == "beside a process" else TWO_WORKERS
+    trial, run = kills.Campaign(tmp_path, settings=settings), tmp_path / "run"
     assert signalled_twice(trial, run, place, second) == (130, "refimpl: interrupted")
     assert checkpoint.load(run).optimizer.updates >= 3
     assert checkpoint.load(run).passed_over == []

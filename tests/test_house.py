@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # imports flow downwards: a file may import what stands before it
 ORDER = [
-    "errors", "cores", "ram", "blas_candidate", "blas", "arrays", "arena", "device.products", "device.opening",
+    "errors", "cores", "ram", "blas_candidate", "blas", "subnormals", "arrays", "arena", "device.products", "device.opening",
     "device.randomness", "device.rows", "device.adaptive_input", "masks", "computing", "nccl", "ranks", "validation",
     "config", "durable", "settings", "parameters", "inputs", "layers.linear", "layers.dropout",
     "layers.embedding", "layers.layer_norm", "layers.softmax", "layers.softmax_loss", "layers.span", "layers.positions",
@@ -21,10 +21,10 @@ ORDER = [
     "layers.transformer_layer", "layers.adaptive_input", "layers.adaptive_softmax", "layers.fused_softmax",
     "device.adaptive_softmax", "variants", "model", "optimizers", "device.optimizer", "device.graphs", "device.updates",
     "device.counts", "device.ledger_layers", "device.ledger_ends", "device.ledger",
-    "functions.forms", "functions.basic", "functions.composed", "functions", "training", "intervals", "evaluation",
-    "protocols",
+    "functions.forms", "functions.basic", "functions.composed", "functions", "operations", "shared", "workers", "training",
+    "worker", "intervals", "evaluation", "protocols",
     "ring", "continuation", "generation", "bench",
-    "checkpoint_files", "checkpoint", "writer", "convert", "operations", "accounting",
+    "checkpoint_files", "checkpoint", "writer", "convert", "accounting",
     "device.sizes", "room", "locks", "records", "runs",
     "running", "gradcheck", "checks.pairs", "checks.attentions", "checks.models",
     "checks.run", "golden.cases.form", "golden.cases.basic", "golden.cases.attention", "golden.cases.whole",

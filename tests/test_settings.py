@@ -74,9 +74,8 @@ def test_every_value_survives_toml(tmp_path):
                            "tie_tables": True, "tie_projections": True, "cluster_order": "reversed", "zero_past": True})
     train = TrainConfig(optimizer="sgd", learning_rate=1e22, clip=0.1, clip_each=True, warm_up=5, batch=3, block=7,
                         updates=11, seed=2**70, last_updates=4, last_factor=0.3, momentum=0.9, adam_betas=(0.1, 0.2),
-                        dtype="float64", workers=3, attention="textbook", log_every=9, evaluate_every=8,
-                        evaluate_tokens=70, checkpoint_every=6, keep_checkpoints=5,
-                        on_nonfinite="skip")
+                        dtype="float64", workers=3, attention="textbook", parallel="processes", log_every=9,
+                        evaluate_every=8, evaluate_tokens=70, checkpoint_every=6, keep_checkpoints=5, on_nonfinite="skip")
     data = DataConfig("a/b", "word", "reversed", 3, "<unk>", "published", "appearance")
     assert there_and_back(tmp_path / "file.toml", model, train, data) == (model, train, data)
     for config, least in ((model, ModelConfig(**SIZES)), (train, TrainConfig()), (data, DataConfig())):

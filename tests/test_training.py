@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refimpl import model, optimizers, parameters, training
+from refimpl import model, optimizers, parameters, shared, training, workers
 from refimpl.config import ModelConfig, TrainConfig
 from refimpl.errors import NonFiniteError
 from refimpl.inputs import draw_masks
@@ -65,10 +65,10 @@ def test_float32_stays_within_1e_4_of_float64(optimizer):
 def test_workers_share_the_batch_and_change_only_roundoff(dropout):
     config = replace(CONFIG, dropout=dropout, embedding_dropout=dropout)
     one, _, losses = train(config=config, count=5, train_config=replace(TRAIN, updates=5))
-    for workers in (2, 3, 8):
-        train_config = replace(TRAIN, updates=5, workers=workers)
-        p, _, shared = train(config=config, count=5, train_config=train_config)
-        np.testing.assert_allclose(shared, losses, rtol=1e-13)
+    for count in (2, 3, 8):
+        train_config = replace(TRAIN, updates=5, workers=count)
+        p, _, shared_losses = train(config=config, count=5, train_config=train_config)
+        np.testing.assert_allclose(shared_losses, losses, rtol=1e-13)
         np.testing.assert_allclose(p.vector, one.vector, rtol=0, atol=1e-11)
         repeated, *_ = train(config=config, count=5, train_config=train_config)
         np.testing.assert_array_equal(repeated.vector, p.vector)
@@ -139,22 +139,23 @@ def test_a_loss_that_is_not_finite_stops_before_anything_changes(spoil, name):
 @pytest.mark.parametrize("cores", [1, 2, 5])
 def test_every_batch_row_counts_alike_when_shares_are_uneven(monkeypatch, cores):
     """Three rows over two workers: shares of 1 and 2 rows, weighted 1/3 and 2/3. 0 workers: one for each core."""
-    monkeypatch.setattr(training, "available_cores", lambda: cores)
+    for module in (shared, workers):
+        monkeypatch.setattr(module, "available_cores", lambda: cores)
     plain = replace(TRAIN, optimizer="sgd", clip=0)
     segment, past = next(pieces(1, batch=3)), model.initial_past(CONFIG, 3, parameters.initialize(CONFIG, 1).vector)
 
-    def updated(workers):
+    def updated(count):
         p = parameters.initialize(CONFIG, 1)
-        settings, state = replace(plain, workers=workers), optimizers.initialize(plain, p)
+        settings, state = replace(plain, workers=count), optimizers.initialize(plain, p)
         return p.vector, training.update(p, state, CONFIG, settings, segment.tokens, segment.targets, past)
 
-    whole, expected = updated(workers=1)
+    whole, expected = updated(1)
     vectors = {}
-    for workers in (0, 2, 3):
-        vectors[workers], result = updated(workers)
+    for count in (0, 2, 3):
+        vectors[count], result = updated(count)
         assert result.loss == pytest.approx(expected.loss, rel=1e-14)
         assert result.past.shape[1] == 3
-        np.testing.assert_allclose(vectors[workers], whole, rtol=0, atol=1e-15)
+        np.testing.assert_allclose(vectors[count], whole, rtol=0, atol=1e-15)
     np.testing.assert_array_equal(vectors[0], whole if cores == 1 else vectors[min(cores, 3)])
 
 

@@ -298,18 +298,18 @@ def test_memory_of_another_shape_is_refused():
 
 
 @pytest.mark.parametrize(("form", "batch", "block", "expected"), [
-    ({"span": 64, "memory": 64, "heads": 4, "layers": 3}, 16, 64, "textbook"),
-    ({"span": 255, "memory": 256}, 1, 32, "textbook"), ({"span": 256, "memory": 256}, 1, 32, "tiled"),
-    ({"span": 511, "memory": 0, "feed_forward": 9}, 1, 32, "textbook"), ({"span": 256, "memory": 256}, 1, 31, "textbook"),
-    ({"span": 64, "memory": 64, "heads": 4, "layers": 2}, 127, 64, "textbook"),
-    ({"span": 64, "memory": 64, "heads": 4, "layers": 2}, 128, 64, "tiled"),
-    ({"span": 64, "memory": 64, "heads": 4, "layers": 4}, 64, 64, "tiled"),
-    ({"span": 64, "memory": 64, "heads": 8, "layers": 2}, 64, 64, "tiled"),
-    ({"span": 68, "memory": 1024}, 1, 15, "textbook"), ({"span": 16, "memory": 31}, 178481, 1, "textbook"),
+    ({"span": 64, "memory": 64, "heads": 4, "layers": 3}, 16, 64, "tiled"),
+    ({"span": 255, "memory": 256}, 1, 16, "textbook"), ({"span": 256, "memory": 256}, 1, 16, "tiled"),
+    ({"span": 511, "memory": 0, "feed_forward": 9}, 1, 16, "textbook"), ({"span": 256, "memory": 256}, 1, 15, "textbook"),
+    ({"span": 64, "memory": 64, "heads": 4, "layers": 2}, 255, 32, "textbook"),
+    ({"span": 64, "memory": 64, "heads": 4, "layers": 2}, 256, 32, "tiled"),
+    ({"span": 64, "memory": 64, "heads": 4, "layers": 4}, 128, 32, "tiled"),
+    ({"span": 64, "memory": 64, "heads": 8, "layers": 2}, 128, 32, "tiled"),
+    ({"span": 146, "memory": 1024}, 1, 7, "textbook"), ({"span": 16, "memory": 31}, 178481, 1, "textbook"),
     ({"span": 64, "memory": 64, "cutoffs": (100,)}, 16, 64, "tiled"),
 ])
 def test_where_tiles_are_worth_it(form, batch, block, expected):
-    """Below 2^14 logits for each head and text, 2^23 in all layers, without an adaptive softmax: the textbook."""
+    """Below 2^13 logits for each head and text, 2^23 in all layers, without an adaptive softmax: the textbook."""
     config = ModelConfig(vocabulary=205, **{"width": 128, "heads": 1, "layers": 1, **form})
     assert variants.attention_path("auto", config, batch, block) == expected
     for name in ("tiled", "textbook"):

@@ -4,7 +4,7 @@ Context and persistent slots stand side by side in one block, so that one expone
 keeps a shift and a total for each row; from them backward (tiled_gradients.py) computes the weights again. A head computes
 its own ⌊z⌋ + R + 1 positions; with ε > 0 those of the layer's longest head, see span.untrimmed. Tasks, one head with some
 texts each, are spread over threads. No two write to one array, and their sums are added in a fixed order: bits don't depend
-on the threads.
+on the threads. In float32 what would be smaller than the smallest normal number is 0 (subnormals.py).
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from refimpl.layers.tiled_gradients import Saved, Task, backward_task
 from refimpl.layers.tiled_logits import Head, Problem, drop, exponentials, head, kept, logits, problem, reach, rows
 from refimpl.layers.tiles import TILING, Block, Tiling, block, product, scratch
 from refimpl.masks import Keep
+from refimpl.subnormals import flushed
 
 Result = TypeVar("Result")
 
@@ -71,7 +72,8 @@ def _in_tasks(function: Callable[[Task], Result], given: Problem) -> list[tuple[
         parts = given.tiling.parts(batch, heads, batch * length * (reach(given, number) + slots))
         tasks += [Task(number, range(batch * part // parts, batch * (part + 1) // parts)) for part in range(parts)]
     tasks.sort(key=lambda task: -reach(given, task.head))
-    results = map_in_threads(function, tasks, given.tiling.workers or available_cores())
+    with flushed(given.arguments.queries.dtype):
+        results = map_in_threads(function, tasks, given.tiling.workers or available_cores())
     return sorted(zip(tasks, results, strict=True), key=lambda pair: (pair[0].head, pair[0].texts.start))
 
 

@@ -143,9 +143,9 @@ def hold(place: str, save_number: int, number: int) -> Callable[[], None]:
     signal.signal(signal.SIGUSR1, lambda *_: None)
     checkpoint.save, signal.signal = watched, told_handler  # type: ignore[assignment]
     writer.Writer.wait = told_wait  # type: ignore[method-assign]
-    from refimpl import training
+    from refimpl import workers
 
-    training.map_in_threads = work_or_stand_still  # type: ignore[attr-defined]
+    workers.map_in_threads = work_or_stand_still  # type: ignore[attr-defined]
     return event
 
 
