@@ -33,7 +33,9 @@ from refimpl.shared import plan
 UPDATES, BLOCKS = 3, 2
 TRAIN = {"optimizer": "adagrad", "learning_rate": 0.07, "clip": 0.03, "clip_each": True, "workers": 0}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "laptop, textbook": ({"vocabulary": 256, **settings.preset("laptop")["model"]}, settings.preset("laptop")["train"]),
+    "laptop": ({"vocabulary": 256, **settings.preset("laptop")["model"]}, settings.preset("laptop")["train"]),
+    "laptop, textbook": ({"vocabulary": 256, **settings.preset("laptop")["model"]},
+                         {**settings.preset("laptop")["train"], "attention": "textbook"}),
     "tiles, spans full": ({"vocabulary": 256, "width": 512, "heads": 8, "layers": 4, "span": 1024, "memory": 512,
                            "span_initial": 1.0}, {**TRAIN, "batch": 8, "block": 256}),
     "cutoffs": ({"vocabulary": 60000, "width": 256, "heads": 4, "layers": 4, "span": 512, "memory": 256, "span_initial": 0.5,
@@ -42,7 +44,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 QUICK = {
     "textbook": ({"vocabulary": 256, "width": 64, "heads": 4, "layers": 3, "span": 64, "memory": 64, "span_initial": 0.5},
-                 {"optimizer": "adam", "workers": 0, "batch": 16, "block": 64}),
+                 {"optimizer": "adam", "workers": 0, "batch": 16, "block": 64, "attention": "textbook"}),
     "tiles": ({"vocabulary": 256, "width": 128, "heads": 4, "layers": 3, "span": 512, "memory": 128, "span_initial": 1.0},
               {**TRAIN, "batch": 8, "block": 128}),
     "cutoffs": ({"vocabulary": 9000, "width": 128, "heads": 4, "layers": 3, "span": 256, "memory": 128, "span_initial": 0.5,
