@@ -23,7 +23,7 @@ LARGE = 2e10  # operations of an update in a layer, measured: from here on threa
 
 
 class Part(NamedTuple):
-    """n rows of the batch: tokens and targets (n, T), the mean loss (1), gradients, and room for the past."""
+    """n rows of the batch: tokens and targets (n, T), their mean loss (), gradients, and room for the past."""
 
     rows: slice
     tokens: Array
@@ -75,7 +75,7 @@ class Plan(NamedTuple):
             if rows in self._others():
                 tokens, targets, loss, gradients, room = taken(rows)
                 shape = -1, self.train.block
-                parts[number] = Part(rows, tokens.reshape(shape), targets.reshape(shape), loss,
+                parts[number] = Part(rows, tokens.reshape(shape), targets.reshape(shape), loss.reshape(()),
                                      Parameters(self.config, gradients), room)
         return vector, parts
 

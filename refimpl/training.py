@@ -114,7 +114,7 @@ def update(
 
 def _share_of(part: Part, past: Array) -> _Share:
     """What another process has computed, but for what it saved."""
-    return _Share(model.Output(part.loss[0], None, None, past, cast("model.Saved", None)), part.gradients, part.rows)
+    return _Share(model.Output(part.loss[()], None, None, past, cast("model.Saved", None)), part.gradients, part.rows)
 
 
 def _skipped(p: Parameters, state: optimizers.State, train_config: TrainConfig, result: Result) -> Result:

@@ -86,7 +86,7 @@ def test_processes_give_the_bits_that_threads_give(form):
     for name, accumulator in state.accumulators.items():
         np.testing.assert_array_equal(accumulator.vector, other.accumulators[name].vector)
     assert started == [1] * train.updates
-    assert (children(), {result.lost for result in beside}) == ([], {""})
+    assert (children(), {result.lost for result in results + beside}) == ([], {""})
 
 
 def test_what_one_part_computes_is_not_what_another_does():
@@ -204,14 +204,25 @@ def test_processes_outlive_signals_to_a_job_but_not_the_run(tmp_path):
     pytest.fail(f"process {child} goes on")
 
 
-def test_ranks_and_one_part_take_threads():
-    for train, ranks in ((replace(TRAIN, workers=1), ALONE), (TRAIN, SimpleNamespace(
-            rank=0, size=2, add=lambda vector, told: np.array([told, told]), stacked=lambda told: np.array([told, told])))):
-        _, _, run = begun(CONFIG, train, "processes", ranks=ranks) if ranks is ALONE else begun(
-            CONFIG, train, "processes", iter([]), ranks)
-        assert all(children() == [] for _ in (run if ranks is ALONE else []))
+@pytest.mark.parametrize(("size", "on_device", "expected"), [
+    (1, False, "processes"), (2, False, "threads"), (1, True, "threads"), (2, True, "threads"),
+])
+def test_ranks_and_gpus_take_threads(monkeypatch, size, on_device, expected):
+    """Before the first segment, of which there is none here."""
+    asked, planned = [], training.plan
+    monkeypatch.setattr(training, "plan", lambda config, train: asked.append(train.parallel) or planned(config, train))
+    monkeypatch.setattr(training, "is_device", lambda array: on_device)
+    _, _, run = begun(CONFIG, TRAIN, "processes", iter([]), SimpleNamespace(rank=0, size=size))
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        next(run)
+    assert (asked, children()) == ([expected], [])
+
+
+def test_one_part_or_one_core_takes_threads():
+    assert shared.plan(CONFIG, replace(TRAIN, parallel="processes", workers=1)).processes == 1
     with limit_threads(1):
         assert shared.plan(CONFIG, replace(TRAIN, parallel="processes")).processes == 1
+    assert shared.plan(CONFIG, replace(TRAIN, parallel="processes")).processes == 2
 
 
 def test_auto_takes_processes_for_long_runs_of_small_models_alone():

@@ -29,7 +29,8 @@ KINDS = {
     "test_properties_output": PROPERTY, "test_properties_model": PROPERTY,
     "test_properties_arrays": PROPERTY, "test_properties_device": PROPERTY, "test_scalar_gradients": SCALAR,
     "test_tiled_attention": VALUE, "test_fused_softmax": VALUE, "test_masks": VALUE,
-    "test_subnormals": VALUE, "test_hundred_updates": TRAJECTORY, "test_device_model": TRAJECTORY, "test_ranks": PROPERTY,
+    "test_subnormals": VALUE, "test_workers": TRAJECTORY,
+    "test_hundred_updates": TRAJECTORY, "test_device_model": TRAJECTORY, "test_ranks": PROPERTY,
     "test_model_gradients": GRADIENT, "test_checks": GRADIENT,
 }
 
@@ -46,7 +47,7 @@ NO_EVIDENCE = {
     "test_gradcheck_witness", "test_house", "test_mpi", "test_nccl", "test_packaging", "test_planted",
     "test_properties_can_fail", "test_readme", "test_records", "test_report", "test_report_browser",
     "test_report_commands", "test_runs", "test_settings",
-    "test_the_tests", "test_workers",
+    "test_the_tests",
 }
 COMMANDS = {"command", "trained"}  # fixtures that run a whole command: a crash there proves as little
 
