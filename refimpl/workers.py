@@ -71,9 +71,11 @@ class Workers:
         targets: Array, past: Array, update: int,
     ) -> list[Computed] | None:
         """In the order of the rows own(rows) of the parts that fall to this process, and others(part, its new past) of those
-        that are computed beside it; None if a process is lost.
+        that are computed beside it; None if a process is lost, or if what is given has not the precision that is shared.
         """
         parts, mine, length = self._plan.parts, self._plan.of(0), past.shape[2]
+        if not p.vector.dtype == past.dtype == self._vector.dtype:
+            return None
         try:
             self._vector[...] = p.vector
             for part in self._parts.values():

@@ -89,6 +89,20 @@ def test_processes_give_the_bits_that_threads_give(form):
     assert (children(), {result.lost for result in results + beside}) == ([], {""})
 
 
+@pytest.mark.parametrize("wide", ["parameters", "past"])
+def test_no_precision_is_lost_that_the_settings_do_not_tell_of(wide):
+    """They say float32, and threads compute with what they are given."""
+    found = []
+    for parallel in ("threads", "processes"):
+        train = replace(TRAIN, dtype="float32", parallel=parallel, updates=2)
+        p = parameters.initialize(CONFIG, 1, "float64" if wide == "parameters" else "float32")
+        past = np.random.default_rng(1).standard_normal((2, 5, 12, 16), "float64" if wide == "past" else "float32")
+        found.append(list(training.run(p, optimizers.initialize(train, p), CONFIG, train, segments(train, ()), past)))
+    same(*found)
+    assert {result.loss.dtype for result in found[1][:1]} == {np.dtype("float64")}
+    assert {result.lost for result in found[1]} == {""}
+
+
 def test_what_one_part_computes_is_not_what_another_does():
     """That a row or an update of the wrong number would be seen: each draws other masks."""
     config = replace(CONFIG, embedding_dropout=0.4)
